@@ -34,7 +34,17 @@ class Differentiable(Policy, Protocol):
 
     def noised(self, rollout: Rollout, column: int, noising: Any, seeds: Tensor, *, rows_at_once: int) -> tuple[Policy, Rollout]:
         """Clean estimates of the step ``column`` under the current parameters, noised, as rows of bounds, and the policy that scores
-        those, with these same parameters. noising: a ``samplers.score_differences.Noising``. seeds: ``[B]``, of levels and noises."""
+        those, with these same parameters. noising: a ``samplers.score_differences.Noising``. seeds: ``[B]``, of levels and noises. Where
+        that policy is ``Featured`` it takes ``given=``, the prompts and outputs of given data, one beside each row."""
+
+
+@runtime_checkable
+class Featured(Protocol):
+    """Who scores noised rows, and has features that a classifier can tell given data by."""
+
+    def classifying(self, name: str) -> Any:
+        """The policy that scores the same rows and gives ``realism``, its classifier's parameters among its own; one for each companion.
+        Its ``classifier`` is a module."""
 
 
 class Recalling(Policy, Protocol):

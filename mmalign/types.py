@@ -78,7 +78,8 @@ class Need:
 
     kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``rank``, ``absolute``, ``score`` of a reference; ``contrast``; of facts and terms
         the names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
-        ``topk_entropy``, ``topk_mass``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``).
+        ``topk_entropy``, ``topk_mass``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``,
+        ``realism``, ``realism_of_given``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
@@ -117,7 +118,8 @@ class Steps:
         outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end`` and
         ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
-        the reward would grow, to first order, as the outcome of the step moves from what was recorded).
+        the reward would grow, to first order, as the outcome of the step moves from what was recorded), and of bounds ``realism`` and
+        ``realism_of_given`` (logits of a classifier: that the noised sample is given data, and of what is given beside it).
     contrasts: name -> the same rows and steps under another condition, with references of its own: ``ablated`` (what the prompt
         shows taken away), ``good`` and ``bad`` (asked to answer well, or badly), ``mismatched`` (another row's prompt), ``true`` (what the
         prompt itself shows at each step, in place of what was drawn).

@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import mmalign as mm
 from mmalign.config import load
 from mmalign.rooms import index
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASES = {
     "denoising": ("flow_grpo",),
+    "denoising_preference": ("dpo",),
+    "distillation": ("flow_grpo", "batch.updates=1", "policy.schedule.guidance=1.0", "policy.schedule.steps=4"),
     "forward_process": ("diffusion_nft",),
     "reward_gradient": ("flow_grpo", "batch.updates=1", "policy.schedule.steps=40"),
 }
@@ -32,6 +36,7 @@ NEEDS = {
     "flash_grpo": ("policy.schedule.branches={use: one_step}",),
     "step_aware_po": ("policy.schedule.branches={use: candidates, children: 2}", ALL_NOISY, "method.gap=0"),
     "tempflow_grpo": ("policy.schedule.branches={use: at_each_step, children: 2}",),
+    **dict.fromkeys(("dmd2", "tdm", "tdm_r1"), ("policy.schedule.kernel={use: ode}",)),
 }
 """What a method has to be told beside."""
 
@@ -41,20 +46,36 @@ TEACHERS = {"sd35_medium": "stabilityai/stable-diffusion-3.5-large", "wan21_1b":
 
 def told(model: str, room: str, name: str) -> tuple[str, ...]:
     """What the config of a model's room has to say for a method: a reward's name, rewards with a gradient, a teacher."""
-    node = load(f"{model}/{BASES[room][0]}")
+    base, *changes = BASES[room]
+    node = load(f"{model}/{base}", changes)
     if name == "gardo":
         return (f"method.diversity={next(iter(node['rewards']))}",)
     if room == "reward_gradient":
-        return (f"rewards={json.dumps(load(f'{model}/diffusion_nft')['rewards'])}",)
-    if name == "diffusion_opd":
-        of = {key: value for key, value in node["policy"]["of"].items() if key != "lora"} | {"pipeline": TEACHERS[model]}
-        return (f"references={json.dumps({'teacher': {'policy': {**node['policy'], 'of': of}}})}",)
+        return (f"rewards={json.dumps(_rewards(model))}",)
+    if name in ("diffusion_opd", "opd"):
+        inner = node["policy"].get("of", node["policy"])
+        of = {key: value for key, value in inner.items() if key != "lora"} | {"pipeline": TEACHERS[model]}
+        teacher = {**node["policy"], "of": of} if inner is not node["policy"] else of
+        return (f"references={json.dumps({'teacher': {'policy': teacher}})}",)
+    if name in ("seppo", "subject_rpo"):
+        own = {"use": "against_own", "call": {"num_inference_steps": 2}, "of": node["records"]}
+        return (f"records={json.dumps(own if name == 'seppo' else own | {'rewards': _rewards(model)})}",)
     return NEEDS.get(name, ())
+
+
+def _rewards(model: str) -> Any:
+    """Those of a model's online config whose gradient can be had."""
+    return load(f"{model}/diffusion_nft")["rewards"]
+
+
+def _of_generators(name: str) -> bool:
+    """Whether a method takes what a generator of images or videos is seen as."""
+    return bool(getattr(mm.methods, name)().kinds & {"transition", "bound"})
 
 
 def with_methods(models: list[str]) -> list[list[str]]:
     """Arguments of ``mmalign rehearse`` for every method of the rooms of ``BASES`` on every model."""
-    rooms = {room: sorted(index(f"mmalign.methods.{room}")) for room in BASES}
+    rooms = {room: sorted(filter(_of_generators, index(f"mmalign.methods.{room}"))) for room in BASES}
     return [
         [f"{model}/{base}", *changes, f"method={{use: {name}}}", *told(model, room, name)]
         for model in models

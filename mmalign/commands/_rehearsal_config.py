@@ -106,8 +106,9 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, most in (("prompts", PROMPTS), ("records", GROUP), ("updates", 2), ("epochs", 2)):
         if key in batch:
             batch[key] = min(batch[key], most)
-    group = batch.get("group", 8 if "rewards" in config and "records" not in config else 2)
-    if "records" not in config:
+    samples = "records" not in config or "prompts" in config  # rows of its own
+    group = batch.get("group", 8 if "rewards" in config and samples else 2)
+    if samples:
         batch["group"] = min(group, GROUP)
     if "micro_rows" in batch:
         whole = batch["micro_rows"] >= group

@@ -112,7 +112,7 @@ def _rows(config: Mapping[str, Any], method: Any) -> Rows:
     given = config.get("batch") or {}
     names = references(method, method.needs)
     numbers = frozenset(need for need in method.needs if need.kind in WHOLE)
-    if "records" in config:
+    if "records" in config and "prompts" not in config:
         records = RecordBatch(**given)
         return Rows(2 * records.records, 2, records.micro_rows, None, names, numbers)
     batch = Batch(**given)

@@ -77,7 +77,7 @@ def tfg(  # the published sampler's own numbers
         raise UserError(f"{name}.sigma: got 0 with {samples} samples, which would all be the same")
 
     def change(run: GuidedRun, moment: Moment, rows: Sequence[int]) -> Prediction:
-        if scale == 0 or not start <= _place(run, moment) < stop or float(moment.t.signal.min()) <= 0:
+        if scale == 0 or not start <= place_in_schedule(run, moment) < stop or float(moment.t.signal.min()) <= 0:
             return moment.prediction
         clean = moment.prediction.clean
         with torch.enable_grad():
@@ -89,7 +89,7 @@ def tfg(  # the published sampler's own numbers
                 share = (moment.t.noise**2 / (moment.t.signal**2 + moment.t.noise**2)).to(shift)
                 for _ in range(steps):
                     shift = shift + mu * share * _along_clean(run, clean.detach() + shift, rows, scale)
-        return shifted(moment, _limited(shift, limit))
+        return shifted(moment, limited(shift, limit))
 
     through = {"denoiser"} if rho > 0 and scale > 0 else set()
     needs = frozenset({"reward", "gradient", *through})
@@ -224,12 +224,12 @@ def nrg(
         raise UserError(f"nrg.scale: got {scale}, takes a number of 0 or more")
 
     def change(run: GuidedRun, moment: Moment, rows: Sequence[int]) -> Prediction:
-        if scale == 0 or not start <= _place(run, moment) < stop or float(moment.t.signal.min()) <= 0:
+        if scale == 0 or not start <= place_in_schedule(run, moment) < stop or float(moment.t.signal.min()) <= 0:
             return moment.prediction
         with torch.enable_grad():
             x = moment.x.detach().float().requires_grad_()
             ascent = _gradient(run, scale * run.score(x, rows, level=moment.t), x)
-        return shifted(moment, _limited(moment.t.noise.to(ascent) ** 2 / moment.t.signal.to(ascent) * ascent, limit))
+        return shifted(moment, limited(moment.t.noise.to(ascent) ** 2 / moment.t.signal.to(ascent) * ascent, limit))
 
     return Guidance("nrg", frozenset({"reward", "gradient", "noisy"}), change=change, kernel=kernel)
 
@@ -243,7 +243,7 @@ def shifted(moment: Moment, shift: Tensor) -> Prediction:
     return Prediction(clean, moment.prediction.noise.detach() - t.signal.to(shift) / t.noise.to(shift).clamp(min=1e-12) * shift)
 
 
-def _place(run: GuidedRun, moment: Moment) -> float:
+def place_in_schedule(run: GuidedRun, moment: Moment) -> float:
     """How far the schedule has gone, 0 to 1."""
     total = len(run.pipe.scheduler.schedule)
     return (total - moment.left) / total
@@ -287,7 +287,8 @@ def _gradient(run: GuidedRun, value: Tensor, of: Tensor) -> Tensor:
     return torch.where(good.view(-1, *(1,) * (gradient.ndim - 1)), gradient, 0.0)
 
 
-def _limited(shift: Tensor, limit: float | None) -> Tensor:
+def limited(shift: Tensor, limit: float | None) -> Tensor:
+    """A shift ``[B, ...]`` whose root mean square in each row is at most ``limit``; None: as it is."""
     if limit is None:
         return shift
     size = shift.flatten(1).square().mean(1).sqrt().view(-1, *(1,) * (shift.ndim - 1))

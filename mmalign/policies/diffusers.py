@@ -28,6 +28,7 @@ from mmalign.policies.pipelines import adjoints, branching, mixing, recording, r
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting, refuse_other
+from mmalign.policies.pipelines.classifying import Classifying
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
 from mmalign.policies.pipelines.interception import Finished, Place, watched
 from mmalign.policies.pipelines.probing import probed
@@ -43,7 +44,6 @@ from mmalign.samplers import kernels, structure
 from mmalign.samplers.adjoints import RewardGradient
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.branches import Tree
-from mmalign.samplers.score_differences import Noising
 from mmalign.samplers.windows import all_but_last
 from mmalign.types import EVERY, Adapter, Behavior, Level, Method, Need, Prediction, Rollout, Steps, UserError
 
@@ -130,6 +130,7 @@ class DiffusersPolicy:
         self.branches = schedule.branches
         self.order: int = schedule.order
         self._place: Place | None = None
+        self._asked = False  # for the place, of which a pipeline may have none
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
     # Parameters
@@ -161,7 +162,7 @@ class DiffusersPolicy:
         reference_models.refuse_latents(key, self.pipe, other.pipe, own, theirs)
         frozen(key, self.sets, other.sets)
         modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
-        parts = {part: vars(other)[part] for part in ("pipe", "caller", "denoisers", "denoiser", "_place")}
+        parts = {part: vars(other)[part] for part in ("pipe", "caller", "denoisers", "denoiser", "_place", "_asked")}
         self.sets.lend(name, self, Other(parts, digest(modules), tuple(other.denoisers.values()), other.sets.shards))
 
     # Rollout
@@ -262,6 +263,7 @@ class DiffusersPolicy:
 
     def latents(self, rollout: Rollout) -> Tensor:
         """Those that a rollout's outputs are decoded from, ``[B, ...]``."""
+        recording.refuse_parts(self.pipe, rollout.held)
         return rollout.held.x_next[-1]  # type: ignore[no-any-return]
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
@@ -347,12 +349,11 @@ class DiffusersPolicy:
         """How well it denoises given latents. Errors: UserError for a pipeline that cannot be asked that."""
         if why := without_probe(type(self.pipe).__name__):
             raise UserError(f"policy.pipeline: {type(self.pipe).__name__} has no denoising error to train on: {why}")
-        return DenoisingErrors(self)
+        return DenoisingErrors(self, with_classifier=Classifying)
 
-    def noised(self, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int) -> tuple[Any, Rollout]:
+    def noised(self, *args: Any, rows_at_once: int, given: tuple[list[str], Tensor] | None = None) -> tuple[Any, Rollout]:
         """See ``abilities.Differentiable``."""
-        most = min(rows_at_once, self.rows_at_once)
-        return self.errors, score_differences.noised(self, rollout, column, noising, seeds, rows_at_once=most)
+        return self.errors, score_differences.noised(self, *args, rows_at_once=min(rows_at_once, self.rows_at_once), given=given)
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
@@ -360,7 +361,7 @@ class DiffusersPolicy:
         With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each.
         """
         parts, self._example = list[Prediction](), prompts[0]
-        if self._place is None:
+        if not self._asked:
             self.schedule()
         for at in torch.arange(len(prompts)).split(self.rows_at_once):
             level = Level(*(value[at.to(value.device)] for value in levels))
@@ -386,7 +387,7 @@ class DiffusersPolicy:
             first = len(self.pipe.scheduler.schedule) - moment.left
             levels = Level(*(value[first:] for value in self.pipe.scheduler.levels))
             firsts.append(First(self.pipe.scheduler.schedule[first:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
-            self._place = find(moment.x)
+            self._place, self._asked = find(moment.x), True
             raise Finished
 
         with torch.no_grad(), watched(self.pipe) as find:

@@ -33,9 +33,10 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
 from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_prompts as FORESEEN  # noqa: F401 (config asks for it)
-from mmalign.recipes._foreseen import refuse_prompts
+from mmalign.recipes._foreseen import refuse_prompts, streamed
 from mmalign.recipes._mixed import Mixed, mixed_in
 from mmalign.recipes._run import Run, concluded
+from mmalign.records import Record, Records
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
 from mmalign.training.background import Background
@@ -44,6 +45,7 @@ from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
 from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of, unasked
+from mmalign.training.given import Given, refuse_given
 from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
 from mmalign.training.latents import looked_at, refuse_without_latents
@@ -77,6 +79,7 @@ def online(  # one argument for each thing that a run is made of
     *,
     combine: Callable[..., Any] | None = None,
     oracle: Oracle | None = None,
+    records: Records | Sequence[Record] | None = None,
     steps: Steps = 100,
     batch: Batch = Batch(),  # noqa: B008 (records are frozen)
     optimizer: Optimizer = adamw(),  # noqa: B008
@@ -97,6 +100,8 @@ def online(  # one argument for each thing that a run is made of
         combine: how rewards become one number (`mmalign list combinations`); their sum by default.
         oracle: a judge of pairs, ``(outputs, prompts, group) -> [B, B]`` win probabilities (NaN: not compared), for methods that learn
             from those; others get Bradley-Terry's from the rewards.
+        records: given images or videos of the samples' size, for methods that tell samples from those (the gan of ``dmd2``); each update
+            of theirs takes as many as a rollout has rows, the better one of each pair.
         steps: rollouts.
         batch: what a step samples, and how it is learned from.
         optimizer: by name, with its schedule and moving average (`mmalign list optimizers`).
@@ -121,7 +126,7 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps)
+    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records)
     pairs = method.pairs or comparisons.best_and_worst
     team = team_for(batch.prompts, "batch.prompts", together=devices.together)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
@@ -131,12 +136,11 @@ def online(  # one argument for each thing that a run is made of
     more: dict[str, Any] = {"team": team, "non_finite": run.non_finite, "devices": devices, "stale": batch.staleness > 0}
     learner = Learner(policy, method, optimizer, steps=steps, moving=references, **more)
     plan = evaluation_plan(evaluation, prompts=first, rewards=rewards, reference=compared_with(policy))
-    entangled = Entanglement(learner, run.gradients)
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
-    products = InnerProducts(learner, combine)
+    entangled, products = Entanglement(learner, run.gradients), InnerProducts(learner, combine)
     mixed = mixed_in(mix, learner, fitting, seed=run.seed, put_aside=lambda broken: journal.put_aside(broken, "mix.records"))
-    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed)
-    states = {"micro_rows": fitting, "mix": mixed, **states_of(combine, rewards, plan.judges)}
+    gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed, given=_given(records, run.seed))
+    states = {"micro_rows": fitting, "mix": mixed, **gradients.states, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
 
     def collect(step: int) -> list[Scored]:
@@ -182,6 +186,11 @@ def online(  # one argument for each thing that a run is made of
             moved |= products.row | ({"broken": float(len(coming.aside))} if coming.aside else {})
             journal.trained({**_row(scored, updates, lr=float(learner.optimizer.param_groups[0]["lr"])), **moved, **fitting.row})
     return concluded(journal, policy)
+
+
+def _given(records: Records | Sequence[Record] | None, seed: int) -> Given | None:
+    """The rows of records beside samples; None without any."""
+    return None if records is None else Given(streamed(records, seed=seed)[0], seed=seed)
 
 
 def _worth_an_update(method: Method, feedback: Feedback, *, most: int) -> torch.Tensor:
@@ -279,9 +288,9 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
     return {**row, "lr": lr}
 
 
-def _refuse(
+def _refuse(  # what a run is made of
     policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation,
-    steps: int,
+    steps: int, records: Any,
 ) -> None:  # fmt: skip
     at_least(1, steps=steps)
     refuse_mismatch(policy, method)
@@ -297,6 +306,7 @@ def _refuse(
         raise UserError("rewards: got none, takes at least one {name: reward}")
     refuse_columns({**rewards, **({} if oracle is None else {"of pairs": oracle})}, columns_of(prompts), kind="reward")
     refuse_without(method, rewards, batch)
+    refuse_given(method, records)
     refuse_without_latents(policy, rewards, evaluation.judges)
     refuse_unusable(policy, evaluation.prompts)
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=method.pairs or comparisons.best_and_worst)

@@ -378,5 +378,6 @@ def _place(stored: Stored) -> tuple[tuple[int, str], ...]:
 
 
 def parameter_sets(names: Iterable[str]) -> tuple[str, ...]:
-    """Of the groups of tensors in a run's checkpoint, those that are sets of parameters, and no states of its optimiser or of rows."""
-    return tuple(name for name in names if name.partition(".")[0] not in ("optimizer", "recalled"))
+    """Of the groups of tensors in a run's checkpoint, those that are sets of parameters: no states of its optimiser or of rows, and no
+    classifiers."""
+    return tuple(name for name in names if name.partition(".")[0] not in ("optimizer", "recalled", "classifier"))

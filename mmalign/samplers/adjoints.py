@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
-from mmalign.samplers.score_differences import ScoreDifference
+from mmalign.samplers.score_differences import Adversary, ScoreDifference
 from mmalign.types import UserError
 
 
@@ -42,10 +42,13 @@ class RewardGradient(NamedTuple):
     """How a method carries a reward's gradient back through the steps of a sample.
 
     plan: ``(random [T] bool, rng) -> Plan``, anew for each rollout. utility: rewards ``[B]`` -> what is maximised, ``[B]``; None: no
-    reward's gradient is asked for. differences: of scores, which pull the sample too, where its plan ends in a clean estimate.
+    reward's gradient is asked for. differences: of scores, and adversaries, which pull the sample too, where its plan ends in a clean
+    estimate.
     through: whether the gradient passes through the denoiser's input too; False: along the latent alone. under: the set of parameters
     whose denoiser it passes through. copies: samples that are made of each: with 2 or more, noise of the last step's level is put onto a
-    sample, and the last step taken again.
+    sample, and the last step taken again. subjects: weight of a running cost, of attention that subjects share
+    (``samplers.subjects``), summed over steps times their length; 0: there is none. tail: the part of a video's frames, the last ones,
+    that differences pull.
     """
 
     plan: Callable[[Tensor, torch.Generator], Plan]
@@ -53,7 +56,13 @@ class RewardGradient(NamedTuple):
     through: bool = True
     under: str = "current"
     copies: int = 1
-    differences: tuple[ScoreDifference, ...] = ()
+    differences: tuple[ScoreDifference | Adversary, ...] = ()
+    subjects: float = 0.0
+    tail: float = 1.0
+
+    def at(self, step: int) -> RewardGradient:
+        """What it is at a step of training."""
+        return self._replace(differences=tuple(difference.at(step) for difference in self.differences))
 
 
 Under = Callable[[], AbstractContextManager[None]]
@@ -139,12 +148,14 @@ def one_of(low: Count, high: Count | None) -> Planner:
 
 
 def carried_back(
-    plan: Plan, gradient: Tensor, states: Callable[[int], Tensor], answer: Callable[[int, Tensor], Tensor], under: Under = nullcontext
-) -> Mapping[int, Tensor]:
+    plan: Plan, gradient: Tensor, states: Callable[[int], Tensor], answer: Callable[[int, Tensor], Tensor], under: Under = nullcontext,
+    running: Callable[[int], Tensor] | None = None,
+) -> Mapping[int, Tensor]:  # fmt: skip
     """Trained step -> the adjoint of its outcome, ``[R, ...]``.
 
     gradient: the reward's by the sample, which is the outcome of step ``plan.end``. states: step -> the latent that it began with.
     answer: ``(step, latent) -> outcome`` with a graph from the latent on. under: the parameters that it is asked of, and gone back through.
+    running: step -> the derivative, by the latent that it began with, of what is gained there on the way.
     """
     trained = torch.nonzero(plan.trained).flatten().tolist()
     adjoints, adjoint = dict[int, Tensor](), gradient
@@ -156,6 +167,8 @@ def carried_back(
                 leaf = states(step).detach().requires_grad_()
                 outcome = answer(step, leaf)
                 (adjoint,) = torch.autograd.grad(outcome, leaf, adjoint.to(outcome))
+                if running is not None:
+                    adjoint = adjoint + running(step).to(adjoint)
     return adjoints
 
 

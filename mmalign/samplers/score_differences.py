@@ -39,17 +39,42 @@ class Noising(NamedTuple):
 class ScoreDifference(NamedTuple):
     """A pull on the clean estimate of a step, from what one set of parameters says of it, noised, to what another one says.
 
-    toward, away: sets of parameters, or another model. weight: of the pull. guidance: of ``toward``, its prompt against an empty one;
-    1 is none. normaliser: ``absolute``, the mean distance of ``toward`` to the sample, and a mean over the latent's numbers; ``kl``, the
-    derivative of a KL in nats.
+    toward, away: sets of parameters, or another model; of several ``toward``, each ``turn`` steps of training in turn. weight: of the
+    pull. guidance: of ``toward``, its prompt against an empty one; 1 is none. normaliser: ``absolute``, the mean distance of ``toward`` to
+    the sample, and a mean over the latent's numbers; ``kl``, the derivative of a KL in nats.
     """
 
-    toward: str
+    toward: str | tuple[str, ...]
     away: str
     weight: float = 1.0
     guidance: float = 1.0
     normaliser: Normaliser = "absolute"
     noising: Noising = Noising()
+    turn: int = 1
+
+    def at(self, step: int) -> ScoreDifference:
+        """What it is at a step of training, counted from 0: toward one set.
+
+        Examples:
+            >>> [ScoreDifference(("cat", "dog"), "fake", turn=2).at(step).toward for step in range(5)]
+            ['cat', 'cat', 'dog', 'dog', 'cat']
+        """
+        return self if isinstance(self.toward, str) else self._replace(toward=self.toward[step // self.turn % len(self.toward)])
+
+
+class Adversary(NamedTuple):
+    """A pull on the clean estimate of a step to where a classifier takes it, noised, for given data: ``-weight d softplus(-logit)``.
+
+    of: the companion on whose features it is, and beside which it learns. noising: of the estimates, which get new noise.
+    """
+
+    of: str
+    weight: float
+    noising: Noising = Noising()
+
+    def at(self, step: int) -> Adversary:
+        """The same at every step."""
+        return self
 
 
 class Companion(NamedTuple):

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.abilities import Featured
 from mmalign.distributed.tables import Whole
-from mmalign.needs import lacking
+from mmalign.needs import REALISM, lacking
 from mmalign.samplers.score_differences import Companion
 from mmalign.training.experience import Experience
+from mmalign.training.given import Given
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.seeds import stream
@@ -27,17 +29,21 @@ class Companions:
     """Trains the companions of a run's method on its rollouts, before the policy learns from these.
 
     learner: of the policy, in whose checkpoints they are. optimizer: of the policy, whose rate each may have another of. fit:
-    ``MicroRows.fit``. Every update draws the step whose clean estimates are noised, the levels and the noise anew.
+    ``MicroRows.fit``. given: for those that tell samples from given data. Every update draws the step whose clean estimates are noised,
+    the levels and the noise anew.
     """
 
-    def __init__(self, learner: Learner, optimizer: Optimizer, fit: Fit, *, seed: int):
-        self.learner, self.fit, self.seed, self.policy = learner, fit, seed, learner.policy
+    def __init__(self, learner: Learner, optimizer: Optimizer, fit: Fit, *, seed: int, given: Given | None = None):
+        self.learner, self.fit, self.seed, self.policy, self.given = learner, fit, seed, learner.policy, given
         self.each = learner.method.companions
         for companion in self.each:
             if companion.name not in self.policy.sets.tables():
                 self.policy.sets.keep(companion.name)
             own = replace(optimizer, ema=None, rate=optimizer.rate if companion.rate is None else companion.rate)
             view = self.policy.errors  # type: ignore[attr-defined]
+            if REALISM in companion.method.needs and isinstance(view, Featured):
+                with self.policy.using(companion.name):
+                    view = view.classifying(companion.name)
             if lacks := lacking(companion.method, view.gives):
                 raise UserError(f"method: its {companion.name} needs {', '.join(lacks)}; this policy gives {', '.join(sorted(view.gives))}")
             learner.companions[companion.name] = Learner(
@@ -65,7 +71,10 @@ class Companions:
         column = companion.plan(torch.zeros(rollout.mask.shape[1], dtype=torch.bool), rng).last
         seeds = own_seeds(rng, whole, 1, shared=companion.noising.shared)[:, 0]
         noised = partial(self.policy.noised, rollout, column, companion.noising, seeds)  # type: ignore[attr-defined]
-        _, rows = self.fit(lambda most: noised(rows_at_once=most), partial(min, len(rollout)))
+        more: dict[str, Any] = {}
+        if REALISM in companion.method.needs and self.given is not None:
+            more["given"] = self.given.rows(len(whole.owner), whole.owner == whole.rank)
+        _, rows = self.fit(lambda most: noised(rows_at_once=most, **more), partial(min, len(rollout)))
         method = companion.method
         kept = torch.ones_like(feedback.rewards, dtype=torch.bool) if method.keep is None else method.keep(feedback)
         everywhere = Whole(torch.ones((len(whole.owner), 1), dtype=torch.bool), whole.group, whole.owner, whole.rank)

@@ -335,6 +335,7 @@ class Learner:
         flat, _ = flatten_optimizer(self.optimizer, self.policy.parameters())
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
         kept |= {f"optimizer.{name}": one.tensors()["optimizer"] for name, one in self.companions.items()}
+        kept |= {f"classifier.{name}": dict(module.state_dict()) for name, module in self._classifiers().items()}
         return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors()}
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
@@ -374,6 +375,13 @@ class Learner:
         self.load_own(tensors["optimizer"], state)
         for name, kept in state.get("companions", {}).items():
             self.companions[name].load_own(tensors[f"optimizer.{name}"], kept)
+        for name, module in self._classifiers().items():
+            module.load_state_dict(dict(tensors[f"classifier.{name}"]))
+
+    def _classifiers(self) -> dict[str, torch.nn.Module]:
+        """Companion -> the classifier on its features, of those that have one."""
+        found = {name: getattr(one.policy, "classifier", None) for name, one in self.companions.items()}
+        return {name: module for name, module in found.items() if module is not None}
 
     def load_own(self, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back what ``own_state`` gave, and the tensors of the optimiser."""

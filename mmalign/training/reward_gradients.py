@@ -14,9 +14,11 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
 from mmalign.training.companions import Companions, own_seeds
 from mmalign.training.feedback import Functions, answer_of, scored_by
+from mmalign.training.given import Given
 from mmalign.training.latents import shown
 from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
+from mmalign.training.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
 from mmalign.types import Feedback, Method, Policy, Rollout, UserError
@@ -62,13 +64,17 @@ def refuse_steps(method: Method, policy: Policy, prompts: list[Any]) -> None:
 
 class RewardGradients:
     """Gives the rollouts of a run what its method wants of references, of the gradients of rewards, and of differences of scores, whose
-    companions it trains. optimizer: of the policy. fit: ``MicroRows.fit``."""
+    companions it trains. optimizer: of the policy. fit: ``MicroRows.fit``. given: data for companions."""
 
-    def __init__(self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, optimizer: Optimizer, seed: int):
-        self.companions = Companions(learner, optimizer, fit, seed=seed)
+    def __init__(  # what rollouts get it from
+        self, learner: Learner, rewards: Functions, combine: Combine | None, fit: Fit, *, optimizer: Optimizer, seed: int,
+        given: Given | None = None,
+    ):  # fmt: skip
+        self.companions = Companions(learner, optimizer, fit, seed=seed, given=given)
         self.learner, self.rewards, self.combine, self.fit, self.seed = learner, rewards, combine, fit, seed
         self.policy: Any = learner.policy
         self.how = learner.method.reward_gradient
+        self.states: dict[str, Any] = {} if given is None else {"given": given, "records": SameRecords(given.records)}
 
     def remember(self, rollout: Rollout) -> None:
         """Tabulates the references on a rollout whose trained steps are known: where no gradient of rewards says them."""
@@ -104,7 +110,7 @@ class RewardGradients:
         def carry(most: int) -> Rollout:
             rng = stream(self.seed, *purpose, "adjoints")
             more = {"rows_at_once": most, "seeds": seeds, **shown(self.rewards)}
-            return self.policy.adjoints(rollout, self.how, utility, rng, **more)  # type: ignore[no-any-return]
+            return self.policy.adjoints(rollout, self.how.at(purpose[0]), utility, rng, **more)  # type: ignore[no-any-return]
 
         with self.learner.profile.part("gradients of rewards"):
             carried = self.fit(carry, partial(min, len(rollout)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmalign.needs import ADJOINT_SIZE
 from mmalign.samplers import kernels, score_differences
 from mmalign.samplers.adjoints import RewardGradient, carried_back, of_reward
-from mmalign.samplers.score_differences import Noising
+from mmalign.samplers.score_differences import Adversary, Noising
 from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Kind, Level, Need, Rollout, Steps, UserError
 
@@ -102,6 +102,8 @@ def gone_back(
     plan = how.plan(paths.stochastic.any(0) & rollout.mask.any(0), rng)
     if how.copies > 1:
         raise UserError(f"method.copies: got {how.copies}, takes 1 in this world")
+    if how.subjects or how.tail < 1:
+        raise UserError("method: its subjects or tail ask for attention or frames, and points of this world have none")
     last = torch.tensor([plan.last])
 
     def outcome(column: int, x: Tensor) -> Tensor:
@@ -142,7 +144,9 @@ def noised(policy: Any, rollout: Rollout, column: int, noising: Noising, seeds: 
 
 
 @torch.no_grad()
-def _pull(policy: Any, rollout: Rollout, column: int, one: score_differences.ScoreDifference, seeds: Tensor) -> Tensor:
+def _pull(policy: Any, rollout: Rollout, column: int, one: score_differences.ScoreDifference | Adversary, seeds: Tensor) -> Tensor:
+    if isinstance(one, Adversary):
+        raise UserError("method.gan: asks for features of a denoiser, and points of this world have none; takes 0")
     if one.guidance != 1.0:
         raise UserError(f"method.guidance: got {one.guidance:g}, takes 1 in this world, whose prompts mean nothing")
     held: Draws = noised(policy, rollout, column, one.noising, seeds).held

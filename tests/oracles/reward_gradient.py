@@ -6,7 +6,7 @@ That adjoints are right is shown in tests/policies/test_adjoints.py; a table her
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,9 @@ def drtune(table: Table, *, count: int = 2, early: int = 1) -> Tensor:
     return _ascent(table)
 
 
-def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = None, quantile: float | None = None) -> Tensor:
+def adjoint_matching(
+    table: Table, *, beta: float = 1.0, count: int | None = None, quantile: float | None = None, subjects: float = 0.0
+) -> Tensor:
     """The square as the paper has it, less what does not depend on the policy: ``beta/2 |m / std + std a|^2`` with a = -adjoint / beta."""
     if quantile is None:
         return _ascent(table, beta=beta)
@@ -58,7 +60,7 @@ def adjoint_matching(table: Table, *, beta: float = 1.0, count: int | None = Non
 
 def dmd2(
     table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 5, fake_rate: float | None = None, reward: float = 0.0,
-    low: float = 0.02, high: float = 0.98, weight: str = "absolute",
+    low: float = 0.02, high: float = 0.98, weight: str = "absolute", gan: float = 0.0, classify: float = 0.01, gan_high: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """What pulls a clean estimate is in the adjoint, like a reward's gradient."""
     return _ascent(table)
@@ -66,7 +68,7 @@ def dmd2(
 
 def flash_dmd(
     table: Table, *, teacher: str = "ref", guidance: float = 1.0, updates: int = 5, fake_rate: float | None = None, share: float = 10.0,
-    low: float = 0.02, high: float = 0.98, weight: str = "absolute",
+    low: float = 0.02, high: float = 0.98, weight: str = "absolute", gan: float = 0.0, classify: float = 0.01, gan_high: float = 1.0,
 ) -> Tensor:  # fmt: skip
     total = _ascent(table) * len(_rows(table))
     for row in _rows(table):
@@ -80,6 +82,14 @@ def flash_dmd(
         for step in _cells(table, row):
             total = total - share * advantage * table.log_probs[row, step] / table.event_size
     return total / len(_rows(table))
+
+
+def echotorrent(
+    table: Table, *, teachers: Sequence[str] = ("ref",), turn: int = 100, tail: float | None = None, guidance: float = 1.0,
+    updates: int = 5, fake_rate: float | None = None, reward: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Who teaches, and which frames are pulled, is in the adjoint."""
+    return _ascent(table)
 
 
 def tdm(
@@ -104,14 +114,45 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "dmd2": [
         ({}, dmd2),
         (
-            {"updates": 2, "guidance": 2.0, "reward": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "weight": "kl", "teacher": "big"},
+            {
+                "updates": 2,
+                "guidance": 2.0,
+                "reward": 0.5,
+                "fake_rate": 1e-3,
+                "low": 0.1,
+                "high": 0.9,
+                "weight": "kl",
+                "teacher": "big",
+                "gan": 0.1,
+                "classify": 0.5,
+                "gan_high": 0.5,
+            },
             dmd2,
+        ),
+    ],
+    "echotorrent": [
+        ({}, echotorrent),
+        (
+            {"teachers": ["big", "ref"], "turn": 2, "tail": 0.5, "guidance": 2.0, "updates": 2, "fake_rate": 1e-3, "reward": 0.5},
+            echotorrent,
         ),
     ],
     "flash_dmd": [
         ({}, flash_dmd),
         (
-            {"updates": 2, "guidance": 2.0, "share": 0.5, "fake_rate": 1e-3, "low": 0.1, "high": 0.9, "weight": "kl", "teacher": "big"},
+            {
+                "updates": 2,
+                "guidance": 2.0,
+                "share": 0.5,
+                "fake_rate": 1e-3,
+                "low": 0.1,
+                "high": 0.9,
+                "weight": "kl",
+                "teacher": "big",
+                "gan": 0.1,
+                "classify": 0.5,
+                "gan_high": 0.6,
+            },
             flash_dmd,
         ),
     ],
@@ -138,7 +179,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
             tdm_r1,
         ),
     ],
-    "adjoint_matching": [({}, adjoint_matching), ({"beta": 0.2, "count": 3}, adjoint_matching), ({"quantile": 0.7}, adjoint_matching)],
+    "adjoint_matching": [
+        ({}, adjoint_matching),
+        ({"beta": 0.2, "count": 3}, adjoint_matching),
+        ({"quantile": 0.7, "subjects": 0.5}, adjoint_matching),
+    ],
 }
 # A reward's gradient says of each row where it grows: no row is worse than another one, and there is no ratio.
 SATURATING = dict.fromkeys(ORACLES, "a row's reward is not compared, its gradient is followed")

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.policies.pipelines.latents import last_frames, weights_of
+from mmalign.policies.twins import pipelines as twins
 from mmalign.samplers import kernels
 from mmalign.samplers.adjoints import one_of
 from mmalign.samplers.windows import everything
@@ -97,3 +99,39 @@ def test_a_teacher_of_other_latents_is_one_line():
     policy, other = make("digits", kernel=kernels.ode(), window=everything()), make("stable_diffusion", kernel=kernels.ode())
     with pytest.raises(UserError, match=r"^references.teacher.policy"):
         policy.refer("teacher", other, ["a 3"])
+
+
+def test_echotorrent_pulls_the_last_frames_by_one_teacher_after_the_other():
+    """Of a video the first frames are left alone, and the last ones have the pull of the teacher whose turn it is."""
+    pipe = twins.twin("WanPipeline")
+    schedule = mm.Schedule(steps=3, guidance=1.0, kernel=kernels.ode(), window=everything())
+    policy = mm.policies.diffusers(pipe, schedule=schedule, call=twins.call_arguments(pipe), device="cpu", lora=mm.Lora(rank=2))
+    rng = torch.Generator().manual_seed(3)
+    for name in ("fake", "one", "two"):
+        policy.sets.keep(name)
+        for value in policy.sets.sets[name].values():
+            value += 0.05 * torch.randn(value.shape, generator=rng)
+    method = mm.methods.echotorrent(teachers=["one", "two"], turn=3, tail=0.2)
+    assert {need.name for need in method.needs if need.kind == "score"} == {"one", "two"}
+    rollout, plan = rollout_of(policy), one_of(2, 2)
+    seeds = torch.arange(len(rollout))[:, None]
+
+    def pulled(how):
+        carried = policy.adjoints(rollout, how._replace(plan=plan), None, torch.Generator(), rows_at_once=2, seeds=seeds)
+        return carried.held.adjoints[0].vector
+
+    frames = rollout.outputs.shape[1]
+    for step, teacher in ((0, "one"), (1, "one"), (3, "two"), (6, "one")):
+        if step != 1:
+            tail = pulled(method.reward_gradient.at(step))
+            whole = pulled(mm.methods.dmd2(teacher=teacher).reward_gradient)
+            counts = last_frames(rollout.outputs, 0.2)
+            weight = weights_of(policy, counts, rollout.outputs, whole).to(whole)
+            assert float(tail[:, :, 0].abs().max()) == 0 < float(tail[:, :, -1].abs().max()) and frames == 5
+            torch.testing.assert_close(tail, weight * whole)
+        assert method.reward_gradient.at(step).differences[0].toward == teacher
+    with pytest.raises(UserError, match=r"method\.tail: got outputs"):
+        last_frames(torch.zeros(2, 3, 8, 8), 0.5)
+    for wrong in ([], "ref", ["ref", "ref"]):
+        with pytest.raises(UserError, match="teachers"):
+            mm.methods.echotorrent(teachers=wrong)

@@ -7,13 +7,14 @@ from mmalign.needs import score
 from mmalign.objectives.sentences.ascent import ascent, times
 from mmalign.objectives.sentences.matching import denoised
 from mmalign.samplers.adjoints import RewardGradient, one_of
-from mmalign.samplers.score_differences import Companion, Noising, Normaliser, ScoreDifference
+from mmalign.samplers.score_differences import Adversary, Companion, Noising, Normaliser, ScoreDifference
 from mmalign.types import Method
 
 
-def dmd2(
+def dmd2(  # a keyword for each weight of theirs
     *, teacher: str = "ref", guidance: NotNegative = 1.0, updates: Count = 5, fake_rate: Positive | None = None, reward: NotNegative = 0.0,
-    low: Proportion = 0.02, high: Proportion = 0.98, weight: Normaliser = "absolute",
+    low: Proportion = 0.02, high: Proportion = 0.98, weight: Normaliser = "absolute", gan: NotNegative = 0.0, classify: Positive = 0.01,
+    gan_high: Proportion = 1.0,
 ) -> Method:  # fmt: skip
     """A student of few steps whose samples, noised, get the teacher's scores: what it lacks is the difference to a fake network's.
 
@@ -24,6 +25,12 @@ def dmd2(
         loss = mean over rows of  -(pull . D + reward r(D)),  differentiated through that step alone
         loss of fake = mean |y - v_fake|^2 / D's size,  ``updates`` times before each of the student's
 
+    With ``gan``, and ``records`` of real images or videos, a classifier of a few layers reads the features of ``fake``'s middle block, and
+    learns with it whether a noised row is real. With C its logit, and a real row x_r beside each D, noised alike::
+
+        loss         += gan softplus(-C(x_tau))
+        loss of fake += classify [softplus(-C(a x_r + b eps)) + softplus(C(x_tau))]
+
     Args:
         teacher: a reference: ``ref``, what the student was at first (the base, for LoRA), or one of ``references``, another model too.
         guidance: of the teacher, its prompt against an empty one; 1 is none.
@@ -32,6 +39,9 @@ def dmd2(
         reward: weight of a differentiable reward of D; 0 asks for no gradient of rewards, and they are only watched.
         low, high: the part of the schedule that levels are drawn from, evenly, 0 the cleanest.
         weight: ``absolute``, as above; ``kl``, ``a^2 / b^2 (clean_teacher - clean_fake)``, which is the exact derivative.
+        gan: weight of the classifier's say; 0: there is none, and no ``records``.
+        classify: weight of the classifier's loss beside that of ``fake``.
+        gan_high: of the schedule, the part up to which levels of the student's ``gan`` are drawn; the classifier learns all.
 
     ``policy.schedule.steps`` is the student's, and its guidance 1. The student samples as it is trained: under ``kernel: ode`` as the
     pipeline's own Euler or DDIM steps, which the evaluation takes with ``call: {num_inference_steps: ...}``; under ``{use: cps,
@@ -42,19 +52,25 @@ def dmd2(
     In the Gaussian world the last of 4 steps, trained alone, goes from .136 nats to below .007. But ``fake`` sees the estimates of all
     steps as one distribution, and it is their mixture that the teacher's is matched with: there, where a fake score is linear, its mean
     and variance arrive, and single steps drift apart. Take ``tdm`` with ``separate``, where each step is matched by itself.
+    A classifier at its optimum says ``C = log p_real - log p_student`` of noised rows, so that ``gan`` pulls to the real data where
+    teacher and data differ: the student may become better than its teacher, and ends between the two.
 
     Paper: Improved Distribution Matching Distillation for Fast Image Synthesis, arXiv 2405.14867, sec. 4.2, 4.5; the weight is DMD's,
     arXiv 2311.18828, eq. 8. With a reward: Flash-DMD, arXiv 2511.20549, whose RL is another.
 
-    Deviations: no GAN term. The updates of ``fake`` see one rollout, each with other steps, levels and noises; theirs are new samples.
-    The level's weight besides is 1, as in their code.
+    Deviations: the updates of ``fake`` see one rollout, each with other steps, levels and noises; theirs are new samples. The level's
+    weight besides is 1, as in their code. The classifier is a layer at each position, a mean and a line, where theirs is convolutional
+    (recalled), so that it fits any denoiser; a real row and a sample share level and noise; prompts of real rows are their own.
 
     Dialects:
     - DMD2 SDXL: guidance=8.0, updates=5, fake_rate=5.0e-7: sdxl_cond999_8node_lr5e-7_denoising4step.
     - DMD2 SD1.5: guidance=1.75, updates=10, fake_rate=1.0e-5: laion6.25_sd_baseline_8node_guidance1.75.
+
+    With real data theirs is gan=5.0e-3, classify=1.0e-2 (recalled).
     """
     plan = one_of(1, None)
     matched = ScoreDifference(teacher, "fake", guidance=guidance, normaliser=weight, noising=Noising(low, high))
-    fake = Companion("fake", denoised(), Noising(0.0, 1.0), plan, updates=updates, rate=fake_rate)
-    how = RewardGradient(plan, times(reward), differences=(matched,))
+    fake = Companion("fake", denoised(classify=classify if gan else 0.0), Noising(0.0, 1.0), plan, updates=updates, rate=fake_rate)
+    opposed = (Adversary("fake", gan, Noising(0.0, gan_high)),) if gan else ()
+    how = RewardGradient(plan, times(reward), differences=(matched, *opposed))
     return ascent(how, needs=frozenset({score(teacher)}), companions=(fake,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmalign.arguments.ranges import Count, Fraction, Positive
+from mmalign.arguments.ranges import Count, Fraction, NotNegative, Positive
 from mmalign.needs import ADJOINT_SIZE, MASK, STD
 from mmalign.objectives import penalties
 from mmalign.objectives.parts import Reading, read
@@ -14,7 +14,9 @@ from mmalign.samplers.adjoints import RewardGradient, some_random
 from mmalign.types import Feedback, Method
 
 
-def adjoint_matching(*, beta: Positive = 1.0, count: Count | None = None, quantile: Fraction | None = None) -> Method:
+def adjoint_matching(
+    *, beta: Positive = 1.0, count: Count | None = None, quantile: Fraction | None = None, subjects: NotNegative = 0.0
+) -> Method:  # fmt: skip
     """Each step's control is matched to what the reward's gradient, carried back through the base model, says of it.
 
     With ``a_T = -dr/dx_T / beta`` and ``a_i = (d mean_ref,i / dx)^T a_{i+1}`` (the lean adjoint: along the trained policy's own samples,
@@ -30,9 +32,13 @@ def adjoint_matching(*, beta: Positive = 1.0, count: Count | None = None, quanti
         count: random steps that are trained of each rollout, drawn anew; None: all.
         quantile: a step of a row counts where ``std_i |a_{i+1}|`` is at most a moving average (decay .9, in checkpoints) of this quantile
             among the rollouts' steps, so that a few rows with large gradients do not carry an update; None: all count.
+        subjects: weight of FOCUS's running cost, in units of the reward: with C in 0..1 how far the subjects of a prompt (its column
+            ``subjects``, a list of words) share attention at x_i, ``r(x_T) - subjects sum_i (t_i - t_{i+1}) C(x_i)`` is maximised, and
+            ``a_i`` has ``subjects (t_i - t_{i+1}) dC/dx / beta`` on top. Each step costs a call of the denoiser and its gradient; 0: none.
 
     Paper: Adjoint Matching: Fine-tuning Flow and Diffusion Generative Models with Memoryless Stochastic Optimal Control,
-    arXiv 2409.08861, eq. 37 to 39.
+    arXiv 2409.08861, eq. 37 to 39, whose running cost f is ``subjects``: Optimal Control Meets Flow Matching: A Principled Route to
+    Multi-Subject Fidelity (FOCUS), arXiv 2510.02315 (the cost as its code has it: cubed maps, Jensen-Shannon within and between; recalled).
 
     Deviations: the loss is times ``beta / 2`` of theirs. Samplers are those of ``policy.schedule``; memoryless are ``flow_sde`` with
     noise_level 1.414 (sqrt 2) and ``ddim`` with eta 1. A step without noise, the last one, is not trained. Steps are drawn as likely one as
@@ -41,7 +47,7 @@ def adjoint_matching(*, beta: Positive = 1.0, count: Count | None = None, quanti
     Dialects:
     - soc-fine-tuning-sd: quantile=0.9: its code.
     """
-    how, usual = RewardGradient(some_random(count), identity, under="ref"), RunningMean(decay=0.9)
+    how, usual = RewardGradient(some_random(count), identity, under="ref", subjects=subjects), RunningMean(decay=0.9)
 
     def left_out(feedback: Feedback) -> Tensor:
         size = read(feedback, STD) * read(feedback, ADJOINT_SIZE)

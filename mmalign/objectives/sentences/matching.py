@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mmalign.needs import REALISM, REALISM_OF_GIVEN
 from mmalign.objectives import weights
 from mmalign.objectives.parts import Part, live, live_mean, refuse_kind
 from mmalign.objectives.terms import matching as errors
@@ -72,6 +73,14 @@ def matching(  # the parts of a sentence
     )
 
 
-def denoised() -> Method:
-    """``|y - v|^2 / D``, the mean over rows and noise draws: the training loss of a denoiser, on every row, whatever its reward."""
-    return matching(score=lambda feedback: torch.ones_like(feedback.rewards), match=lambda steps, signal: errors.error(steps))
+def denoised(*, classify: float = 0.0) -> Method:
+    """``|y - v|^2 / D``, the mean over rows and noise draws: the training loss of a denoiser, on every row, whatever its reward.
+
+    classify: weight of the loss of a classifier on its features beside it (``terms.matching.classified``); 0: there is none.
+    """
+
+    def match(steps: Steps, signal: Tensor) -> Tensor:
+        return errors.error(steps) + classify * errors.classified(steps) if classify else errors.error(steps)
+
+    needs = frozenset({REALISM, REALISM_OF_GIVEN}) if classify else frozenset[Need]()
+    return matching(score=lambda feedback: torch.ones_like(feedback.rewards), match=match, needs=needs)

@@ -8,8 +8,9 @@ needs, by the parallelogram law: ``|(1 - b) e' + b e|^2 = (1 - b) |e'|^2 + b |e|
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from mmalign.needs import NOISE, absolute, kls, refs
+from mmalign.needs import NOISE, REALISM, REALISM_OF_GIVEN, absolute, kls, refs
 from mmalign.objectives.parts import Part, held, live
 from mmalign.types import Steps
 
@@ -29,6 +30,11 @@ def error_of(steps: Steps, name: str) -> Tensor:
 def distance(steps: Steps, name: str) -> Tensor:
     """``|v - v'|^2 / D``."""
     return live(2 * held(steps, kls(name)), steps.mask) / steps.event_size
+
+
+def classified(steps: Steps) -> Tensor:
+    """``-log D(given) - log(1 - D(sample))``, D the sigmoid of a classifier's logit: its cross entropy, a GAN discriminator's loss."""
+    return softplus(-live(held(steps, REALISM_OF_GIVEN), steps.mask)) + softplus(live(held(steps, REALISM), steps.mask))
 
 
 def distant(name: str, *, beta: float) -> Part | None:

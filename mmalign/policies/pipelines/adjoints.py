@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mmalign.needs import ADJOINT_SIZE
 from mmalign.policies.pipelines import score_differences
+from mmalign.policies.pipelines.latents import last_frames, weights_of
 from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
 from mmalign.policies.pipelines.score_differences import Distilled
 from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
 from mmalign.samplers import adjoints as carrying
 from mmalign.samplers.adjoints import Plan, RewardGradient
-from mmalign.types import Rollout, UserError
+from mmalign.types import Level, Rollout, UserError
 
 
 def adjoints(  # all that a gradient depends on
@@ -27,6 +28,7 @@ def adjoints(  # all that a gradient depends on
     """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
     held: Trajectories = rollout.held
     plan = how.plan(held.random, rng)
+    refuse_chunks(policy, held, plan, how)
     copies = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
     if how.copies > 1 and plan.last == 0:
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
@@ -45,6 +47,17 @@ def adjoints(  # all that a gradient depends on
         squares[:, adjoint.column] += adjoint.vector.double().flatten(1).square().sum(1)
     facts = {**rollout.facts, str(ADJOINT_SIZE): squares.sqrt()}
     return replace(rollout, mask=plan.trained.repeat(len(rollout), 1), held=replace(held, adjoints=made), facts=facts)
+
+
+def refuse_chunks(policy: Played, held: Trajectories, plan: Plan, how: RewardGradient) -> None:
+    """Errors: UserError for what has to see chunks of a video behind each other: a later one goes on from those before by more than its
+    first latent, and a probe knows of no chunk before."""
+    made = f"method: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks"
+    if held.chunks > 1 and (how.differences or how.subjects):
+        raise UserError(f"{made}, and what is asked at noised latents knows the first one alone; takes policy gradients")
+    if held.chunks > 1 and held.chunk[plan.trained].min() < held.chunk.max():
+        last = int((held.chunk == held.chunk.max()).sum())
+        raise UserError(f"{made}, and gradients of rewards go back through the last one; takes its steps, the last {last}")
 
 
 def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Transition) -> Tensor:
@@ -87,7 +100,10 @@ def _of_rows(
             [] if last is None else score_differences.pulls(policy, rollout, rows, plan.last, last, of_differences[rows], how.differences)
         )
         pulled = sum((pull.to(sample) for pull in pulls), torch.zeros_like(sample))
-    vectors = carrying.carried_back(plan, gradient(sample) + pulled, lambda column: there(held.x[column]), outcome, under)
+        if how.tail < 1:
+            pulled = pulled * weights_of(policy, last_frames(rollout.outputs[rows], how.tail), rollout.outputs[rows], sample).to(sample)
+    running = partial(_running, policy, rollout, rows, how) if how.subjects else None
+    vectors = carrying.carried_back(plan, gradient(sample) + pulled, lambda column: there(held.x[column]), outcome, under, running)
     points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
     made = [Adjoint(column, vectors[column].cpu(), points[column].cpu(), clean=column == plan.end) for column in sorted(vectors)]
     with torch.no_grad():
@@ -98,6 +114,31 @@ def _of_rows(
             again = transition_at_once(policy, rollout, rows, plan.last, x.to(sample.dtype)).mean.to(sample.dtype)
         made.append(Adjoint(plan.last, gradient(again).cpu(), again.cpu(), x.to(sample.dtype).cpu()))
     return made
+
+
+def _running(policy: Distilled, rollout: Rollout, rows: Tensor, how: RewardGradient, column: int) -> Tensor:
+    """``-weight length dC / dx`` of a step's first latent, ``[R, ...]``: C says how far the subjects of a prompt share attention.
+
+    Errors: UserError for prompts that name no subjects.
+    """
+    if "subjects" not in rollout.columns:
+        raise UserError(
+            "prompts: have no column subjects, a list of the words that are kept apart; takes prompts with that, or method.subjects 0"
+        )
+    prompts, named = ([values[row] for row in rows.tolist()] for values in (rollout.prompts, rollout.columns["subjects"]))
+    held, view = rollout.held, policy.errors
+    first = view.of.first()
+    level = Level(*(value[column] for value in first.levels))
+
+    def ask(some: list[str], x: Tensor) -> object:
+        times, levels = first.timesteps[column].to(x.device).expand(len(x)), Level(*(value.to(x).expand(len(x)) for value in level))
+        return view.of.probe(some, x, times, levels)
+
+    with nullcontext() if how.under == "current" else policy.using(how.under), torch.enable_grad():
+        leaf = at_work(policy, rows, held.x[column]).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(view.subject_cost(ask, prompts, named, leaf).sum(), leaf)
+    length = held.dt[rows, column].to(gradient).view(-1, *(1,) * (gradient.ndim - 1))
+    return torch.where(gradient.isfinite(), -how.subjects * length * gradient, 0.0)
 
 
 def _noise(like: Tensor, seeds: Tensor) -> Tensor:

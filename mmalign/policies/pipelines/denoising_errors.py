@@ -6,7 +6,8 @@ bound up to weights and constants, and no density.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import kinds, named
+from mmalign.policies.pipelines.attention import SubjectCost
 from mmalign.policies.pipelines.other_rows import other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.trained_levels import training_schedule
@@ -30,6 +32,12 @@ class Probed(Protocol):
 
     pipe: Any
     sets: Any
+    caller: Any
+    denoisers: dict[str, torch.nn.Module]
+
+    def first(self) -> Any:
+        """What the first latent is, see ``diffusers.DiffusersPolicy``."""
+        ...
 
     def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """See ``diffusers.DiffusersPolicy``."""
@@ -51,7 +59,8 @@ class Noised:
     clean: ``[B, ...]`` latents. noise: ``[G, draws, ...]``. places: ``[G, draws]`` on the training schedule. which: ``[B]`` the group of
     each row. others: B prompts that do not fit, see ``forward``. refs: name -> ``[B, draws]`` bounds.
     predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
-    weight: ``[B, ...]``, what each number of a latent counts; None: all alike.
+    weight: ``[B, ...]``, what each number of a latent counts; None: all alike. given: ``[B, ...]``, latents of data that nobody sampled,
+    one beside each row, of the prompts ``given_prompts``; None: there are none.
     """
 
     clean: Tensor
@@ -62,12 +71,16 @@ class Noised:
     refs: dict[str, Tensor] = field(default_factory=dict)
     predicted: dict[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    given: Tensor | None = None
+    given_prompts: list[str] = field(default_factory=list)
 
     def take(self, rows: Tensor) -> Noised:
         others = [self.others[row] for row in rows.tolist()]
         refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
-        weight = None if self.weight is None else self.weight[rows]
-        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, refs=refs, predicted=predicted, weight=weight)
+        weight, given = (None if value is None else value[rows] for value in (self.weight, self.given))
+        beside: dict[str, Any] = {"given": given, "given_prompts": [self.given_prompts[row] for row in rows.tolist() if given is not None]}
+        of_rows: dict[str, Any] = {"refs": refs, "predicted": predicted, "weight": weight, **beside}
+        return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, **of_rows)
 
     @staticmethod
     def join(parts: Sequence[Noised]) -> Noised:
@@ -80,6 +93,8 @@ class Noised:
             stacked_by_name([part.refs for part in parts]),
             stacked_by_name([part.predicted for part in parts]),
             None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None]),
+            None if parts[0].given is None else torch.cat([part.given for part in parts if part.given is not None]),
+            [prompt for part in parts for prompt in part.given_prompts],
         )
 
 
@@ -94,7 +109,7 @@ class Seen(NamedTuple):
 class DenoisingErrors:
     """A ``types.Policy`` of kind ``bound`` but for sampling: it scores rollouts that hold a ``Noised``.
 
-    of: whose denoiser is asked. target: whose error counts, see ``forward``.
+    of: whose denoiser is asked. target: whose error counts, see ``forward``. with_classifier: makes the errors that ``classifying`` gives.
 
     Errors: UserError for a scheduler without a training schedule that is known here, and an unknown target.
     """
@@ -102,10 +117,12 @@ class DenoisingErrors:
     kind: Kind = "bound"
     gives = frozenset({"refs", "kls", "absolute", "noise", "contrast"})
 
-    def __init__(self, of: Probed, *, target: Target = "native"):
+    def __init__(self, of: Probed, *, target: Target = "native", with_classifier: Callable[[Probed], DenoisingErrors] | None = None):
         if target not in get_args(Target):
             raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
         self.of, self.sets, self.schedule = of, of.sets, training_schedule(of.pipe.scheduler)
+        self.with_classifier = with_classifier
+        self.classifying_by: dict[str, DenoisingErrors] = {}  # companion -> the same with a classifier, ``pipelines.classifying``
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
         if target == "native" and type(of.pipe.scheduler).__name__ in PRECONDITIONED:
@@ -116,6 +133,19 @@ class DenoisingErrors:
 
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.of.using(name)
+
+    def classifying(self, name: str) -> DenoisingErrors:
+        """See ``abilities.Featured``. name: of the companion whose features they are; its parameters are in place at each call."""
+        if self.with_classifier is None:
+            raise UserError("method: tells samples from given data, and this policy's errors are asked without a classifier")
+        if name not in self.classifying_by:
+            self.classifying_by[name] = self.with_classifier(self.of)
+        return self.classifying_by[name]
+
+    @functools.cached_property
+    def subject_cost(self) -> SubjectCost:
+        """How far the subjects of a prompt share attention."""
+        return SubjectCost(self.of.pipe, self.of.caller.call)
 
     def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
         """Bounds and predictions of a rollout under named parameter sets, without gradient, kept in the rollout."""
@@ -173,17 +203,21 @@ class DenoisingErrors:
     def _seen(self, rollout: Rollout, rows: Tensor, column: int, prompts: list[str] | None = None) -> Seen:
         """What some rows look like at one draw."""
         noised: Noised = rollout.held
-        which = noised.which[rows]
-        places = noised.places[which, column]
         clean = noised.clean[rows]
-        noise = noised.noise[which, column].to(clean)
-        timesteps = self.schedule.timesteps[places].to(clean.device)
-        levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
+        x, timesteps, levels = self.at_level(noised, rows, column, clean)
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
-        predicted = self.predicted(prompts, wide.signal * clean + wide.noise * noise, timesteps, levels)
+        predicted, noise = self.predicted(prompts, x, timesteps, levels), noised.noise[noised.which[rows], column].to(clean)
         own, target = self._in_target(predicted, wide), self._in_target(Prediction(clean, noise), wide)
         return Seen(-_halved(own, target, None if noised.weight is None else noised.weight[rows]), own, target)
+
+    def at_level(self, noised: Noised, rows: Tensor, column: int, clean: Tensor) -> tuple[Tensor, Tensor, Level]:
+        """Latents ``clean [R, ...]`` of some rows, under the noise of these at one draw; their times, and levels, ``[R]``."""
+        which = noised.which[rows]
+        places, noise = noised.places[which, column], noised.noise[which, column].to(clean)
+        levels = Level(*(value[places].to(clean) for value in self.schedule.levels))
+        wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
+        return wide.signal * clean + wide.noise * noise, self.schedule.timesteps[places].to(clean.device), levels
 
     def predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
         """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""

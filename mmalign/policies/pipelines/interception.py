@@ -240,12 +240,12 @@ def _wrapped(pipe: Any, change: Callable[[str, int, Any], Any]) -> Iterator[None
 
     with ExitStack() as stack:
         for name in _makers(pipe):
-            stack.enter_context(_instead(pipe, name, wrap(name, getattr(pipe, name))))
+            stack.enter_context(instead(pipe, name, wrap(name, getattr(pipe, name))))
         yield
 
 
 @contextmanager
-def _instead(pipe: Any, name: str, value: Any) -> Iterator[None]:
+def instead(pipe: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of the instance while the block lasts; what was there before, a block around this one's perhaps, comes back."""
     before = pipe.__dict__.get(name)
     pipe.__dict__[name] = value
@@ -307,7 +307,7 @@ def encoded_once(pipe: Any, together: list[str], memory: dict[Any, Any], keep: i
                 return _pick(embeddings, [together.index(p) for p in prompts])
         return ask(arguments)
 
-    with _instead(pipe, "encode_prompt", remembered):
+    with instead(pipe, "encode_prompt", remembered):
         yield
 
 

@@ -87,6 +87,24 @@ def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Ten
     return wide / wide.flatten(1).mean(1).view(-1, *(1,) * (wide.ndim - 1))
 
 
+def last_frames(outputs: Tensor, share: float) -> Tensor:
+    """A mask ``[B, F, 1, H, W]`` of videos, 1 for the last frames: so large a share of them, at least one.
+
+    Errors: UserError for what is no video.
+
+    Examples:
+        >>> last_frames(torch.zeros(1, 5, 3, 2, 2), 0.4)[0, :, 0, 0, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0, 1.0]
+    """
+    if outputs.ndim != 5:
+        raise UserError(
+            f"method.tail: got outputs of {list(outputs.shape)}, takes videos [batch, frames, channels, height, width], decoded"
+        )
+    mask = torch.zeros(len(outputs), outputs.shape[1], 1, *outputs.shape[3:])
+    mask[:, -max(1, round(share * outputs.shape[1])) :] = 1.0
+    return mask
+
+
 def _mode(encoded: Any) -> Tensor:
     """What an autoencoder's ``encode`` returns: a distribution in ``latent_dist``, or ``latent`` or ``latents`` themselves."""
     fields = encoded if isinstance(encoded, dict) else {}

@@ -13,8 +13,11 @@ from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.types import Level, Prediction, UserError
 
 
-def probed(caller: Caller, place: Place | None, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
+def probed(  # all that a call of rows is
+    caller: Caller, place: Place | None, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, **beside: Any
+) -> Prediction:  # fmt: skip
     """Of all rows in one call, without guidance, with gradient. place: where the pipeline makes its first latent; None: it takes them.
+    beside: arguments of the call.
 
     Errors: UserError for a pipeline whose first latent cannot be another.
     """
@@ -26,7 +29,7 @@ def probed(caller: Caller, place: Place | None, prompts: list[str], x: Tensor, t
 
     player = Player(answer, timesteps=timesteps, levels=levels)
     placed: dict[str, Any] = {"latents": x} if place is None else {"place": (place, x)}
-    arguments = {**unguided(caller.accepts, len(caller.denoisers)), **placed}
+    arguments = {**beside, **unguided(caller.accepts, len(caller.denoisers)), **placed}
     caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
     if not torch.equal(moments[0].x, x):
         name = type(caller.pipe).__name__

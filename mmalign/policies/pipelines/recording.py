@@ -27,7 +27,7 @@ def random_steps(caller: Caller, window: Window, kernel: Kernel, prompt: str) ->
 
     Errors: UserError for a pipeline that asks its scheduler never, or more than once at one time, and for a window that does not fit.
     """
-    before, noisy = list[int](), list[bool]()
+    before, noisy = list[Moment](), list[bool]()
 
     def answer(moment: Moment) -> Tensor:
         refuse_again(caller.pipe, moment, before)
@@ -37,8 +37,9 @@ def random_steps(caller: Caller, window: Window, kernel: Kernel, prompt: str) ->
 
     caller.until_finished([prompt], [0], Player(answer), [prompt], skip=ALL)
     refuse_unasked(caller.pipe, noisy)
-    _, trained = structure.masks(window, None, before[0], 0, torch.Generator().manual_seed(0))
-    return trained[: len(noisy)] & torch.tensor(noisy)
+    starts = [moment for number, moment in enumerate(before) if not number or moment.chunk != before[number - 1].chunk]
+    trained = [structure.masks(window, None, moment.left, 0, torch.Generator().manual_seed(0))[1] for moment in starts]
+    return torch.cat(trained)[: len(noisy)] & torch.tensor(noisy)
 
 
 def generator_at(state: Tensor) -> torch.Generator:
@@ -85,7 +86,7 @@ class Tape:
 
     x, x_next: ``[T, R, ...]`` latents before and after each step. log_probs: ``[R, T]`` of those after trained steps. random, trained:
     ``[R, T]`` bool. dt, std, slope: ``[T]``, see ``types.Steps.facts``. beside: as of ``Trajectories``. gaussians: step -> mean
-    ``[R, ...]`` and std of the kernel there, where they were to be kept.
+    ``[R, ...]`` and std of the kernel there, where they were to be kept. chunk: ``[T]``, as of ``Trajectories``.
     """
 
     x: Tensor
@@ -99,6 +100,7 @@ class Tape:
     beside: list[Tensor]
     gaussians: dict[int, tuple[Tensor, Tensor]]
     outputs: Tensor
+    chunk: Tensor
 
 
 Cells = Callable[[int], tuple[Tensor, Tensor]]
@@ -139,14 +141,16 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
     tape: dict[str, list[Any]] = {name: [] for name in ("x", "x_next", "log_probs", "dt", "std", "slope", "beside")}
     random, trained, keep = (torch.zeros(0, dtype=torch.bool),) * 3
     before: Estimate | None = None
-    gaussians, left = dict[int, tuple[Tensor, Tensor]](), list[int]()
+    gaussians, asked = dict[int, tuple[Tensor, Tensor]](), list[Moment]()
 
     def answer(moment: Moment) -> Tensor:
         nonlocal random, trained, keep, before
-        if moment.column == 0:
-            random, trained = (of_rows.clone() for of_rows in cells(moment.left))
+        if not asked or moment.chunk != asked[-1].chunk:
+            refuse_branches(policy.pipe, moment, begun)
+            new, before = cells(moment.left), None
+            random, trained = (_behind(own, more, len(asked)) for own, more in zip((random, trained), new, strict=True))
             keep = how.kept(trained)
-        refuse_again(policy.pipe, moment, left)
+        refuse_again(policy.pipe, moment, asked)
         column = min(moment.column, random.shape[1] - 1)
         mean, std = _gaussian(policy, moment, random[:, column], begun, before)
         if keep[column]:
@@ -176,12 +180,19 @@ def record(policy: Played, rows: Rows, cells: Cells, how: How, *, begun: Begun |
     still = {} if begun is None else {"skip": begun.step + 1, "until": begun.end + 1}
     outputs = policy.caller.images(rows.prompts, rows.starts, Player(answer, beside), rows.together, decode=how.decode, **still)  # type: ignore[arg-type]
     refuse_unasked(policy.pipe, tape["x"])
+    refuse_shapes(policy.pipe, tape["x"])
     count = len(tape["x"])
     return Tape(
         x=torch.stack(tape["x"]), x_next=torch.stack(tape["x_next"]), log_probs=torch.stack(tape["log_probs"], dim=1),
         random=random[:, :count], trained=trained[:, :count], dt=torch.stack(tape["dt"]), std=torch.stack(tape["std"]),
         slope=torch.stack(tape["slope"]), beside=tape["beside"], gaussians=gaussians, outputs=outputs,
+        chunk=torch.tensor([moment.chunk for moment in asked]),
     )  # fmt: skip
+
+
+def _behind(own: Tensor, more: Tensor, asked: int) -> Tensor:
+    """``[R, T]`` of the steps that were asked so far, and those of a new schedule behind them; a copy."""
+    return torch.cat([own[:, :asked], more], 1) if asked else more.clone()
 
 
 def _gaussian(
@@ -231,6 +242,7 @@ def joined(
         together=(tuple(rows.together),),
         which=torch.zeros(count, dtype=torch.int64),
         means=torch.cat([_means(tape, columns) for tape in tapes], 1)[:, order] if drift else None,
+        chunk=first.chunk,
     )
     log_probs, outputs = torch.cat([tape.log_probs for tape in tapes])[order], torch.cat([tape.outputs for tape in tapes])[order]
     facts = {"std": first.std.expand(count, -1), "slope": first.slope.expand(count, -1)}
@@ -244,19 +256,44 @@ def _means(tape: Tape, columns: list[int]) -> Tensor:
     return torch.stack(means) if means else torch.zeros(0, *tape.x.shape[1:])
 
 
-def refuse_again(pipe: Any, moment: Moment, before: list[int]) -> None:
+def refuse_again(pipe: Any, moment: Moment, before: list[Moment]) -> None:
     """Refuses a pipeline that asks its scheduler a second time where it has just been: its table would have two columns for a step.
 
-    before: how many steps were left at each question so far; that of this one is added.
+    before: the questions so far, without their latents; this one is added. A new schedule may begin anew: the next chunk of a video.
 
     Errors: UserError for such a pipeline.
     """
-    if before and moment.left >= before[-1]:
+    if before and moment.chunk == before[-1].chunk and moment.left >= before[-1].left:
         raise UserError(
             f"policy.pipeline: {type(pipe).__name__} asks its scheduler more than once at one time (question {moment.column + 1}), so that "
             "its steps are no policy's; takes a pipeline that steps once at each time"
         )
-    before.append(moment.left)
+    nothing = moment.x.new_zeros(0)
+    before.append(moment._replace(x=nothing, prediction=Prediction(nothing, nothing)))
+
+
+def refuse_branches(pipe: Any, moment: Moment, begun: Begun | None) -> None:
+    """Errors: UserError for branches inside of a video that is made in chunks, whose beginnings lie in one of them."""
+    if moment.chunk and begun is not None:
+        raise UserError(
+            f"policy.schedule.branches: {type(pipe).__name__} makes this video in chunks, and branches begin in one; takes none"
+        )
+
+
+def refuse_parts(pipe: Any, held: Trajectories) -> None:
+    """Errors: UserError for rewards of latents, of which a video in chunks has some for each chunk."""
+    if held.chunks > 1:
+        raise UserError(
+            f"rewards: {type(pipe).__name__} makes this video in {held.chunks} chunks, each of its own latents; takes rewards of outputs"
+        )
+
+
+def refuse_shapes(pipe: Any, latents: list[Tensor]) -> None:
+    """Errors: UserError for a pipeline whose latents change their shape from step to step, or from chunk to chunk."""
+    shapes = sorted({tuple(x.shape[1:]) for x in latents})
+    if len(shapes) > 1:
+        got = f"latents of {' and '.join(str(list(shape)) for shape in shapes)} in one call"
+        raise UserError(f"policy.pipeline: {type(pipe).__name__} has {got}, and a rollout's have one shape; takes chunks of one length")
 
 
 def refuse_unasked(pipe: Any, questions: list[Any]) -> None:

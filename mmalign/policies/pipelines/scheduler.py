@@ -62,7 +62,8 @@ class Moment(NamedTuple):
     """One question of the pipeline.
 
     column: how many it has asked before. left: questions from this one to the end of the schedule. t, t_next: the step's level
-    and the next one. x: the latent. prediction: what the model says.
+    and the next one. x: the latent. prediction: what the model says. chunk: how many schedules are over, of a pipeline that makes a
+    video in chunks.
     """
 
     column: int
@@ -71,6 +72,7 @@ class Moment(NamedTuple):
     t_next: Level
     x: Tensor
     prediction: Prediction
+    chunk: int = 0
 
 
 class Player(NamedTuple):
@@ -240,6 +242,7 @@ class _Played:
 
     def begin(self, player: Player, rows: int | None, clean_first: bool, reads_sigmas: bool) -> None:
         self.player, self.column, self.position = player, 0, 0
+        self.chunk, self.asked = 0, False  # of the schedules, whether anything was asked of the present one
         self.rows, self.clean_first, self.reads_sigmas = rows, clean_first, reads_sigmas
         self.numbers = itertools.count()
 
@@ -264,6 +267,7 @@ class _Played:
     def _arrange(self) -> None:
         """After diffusers has computed its schedule: keep the levels; a probe shows the pipeline its own times instead."""
         self.position = 0
+        self.chunk, self.asked = self.chunk + self.asked, False
         self.above_one = None
         self.above_one = _above_one(self)
         self.levels = grid(self)
@@ -324,7 +328,9 @@ class _Played:
         elif self.clean_first:
             self._step_index = self.position + 1  # the pipeline takes one off again
             return (sample, clean_and_noise(self, model_output, sample, self._moment_levels(sample)[0]).clean)
-        answer = rows.fold(self.player.answer(Moment(self.column, len(self.schedule) - self.position, t, t_next, x, prediction)))
+        self.asked = True
+        moment = Moment(self.column, len(self.schedule) - self.position, t, t_next, x, prediction, self.chunk)
+        answer = rows.fold(self.player.answer(moment))
         self.column, self.position = self.column + 1, self.position + 1
         if "_step_index" in self.__dict__:  # add_noise asks for it between steps
             self._step_index = self.position

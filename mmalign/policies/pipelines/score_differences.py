@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised
+from mmalign.policies.pipelines.latents import latents
 from mmalign.policies.pipelines.replay import Played, at_work, in_calls, transition_at_once
 from mmalign.policies.pipelines.trajectories import Transition
 from mmalign.samplers import score_differences
-from mmalign.samplers.score_differences import Noising, ScoreDifference
+from mmalign.samplers.score_differences import Adversary, Noising, ScoreDifference
 from mmalign.types import Level, Rollout, UserError
 
 
@@ -26,20 +29,29 @@ class Distilled(Played, Protocol):
 
 
 @torch.no_grad()
-def noised(policy: Distilled, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int) -> Rollout:
-    """See ``abilities.Differentiable``."""
+def noised(  # as of the protocol
+    policy: Distilled, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int,
+    given: tuple[list[str], Tensor] | None = None,
+) -> Rollout:  # fmt: skip
+    """See ``abilities.Differentiable``. Errors: UserError for given rows of another shape."""
     parts = list[Noised]()
     for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once):
         step = transition_at_once(policy, rollout, rows, column)
         parts.append(_noised(policy, rollout, rows, column, step, noising, seeds[rows]))
-    shape = (len(rollout), 1)
+    shape, held = (len(rollout), 1), Noised.join(parts)
+    if given is not None:
+        beside = latents(policy, given[1]).to(held.clean)
+        if beside.shape != held.clean.shape:
+            got, takes = list(beside.shape[1:]), list(held.clean.shape[1:])
+            raise UserError(f"records: got rows whose latents are {got}, and those of samples are {takes}; takes the size of the samples")
+        held = replace(held, given=beside, given_prompts=given[0])
     return Rollout(
         prompts=rollout.prompts,
         outputs=rollout.outputs,
         log_probs=torch.full(shape, float("nan"), dtype=torch.float64),
         mask=torch.ones(shape, dtype=torch.bool),
         group=rollout.group,
-        held=Noised.join(parts),
+        held=held,
     )
 
 
@@ -57,7 +69,7 @@ def _noised(policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step
 @torch.no_grad()
 def pulls(
     policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step: Transition, seeds: Tensor,
-    differences: tuple[ScoreDifference, ...],
+    differences: tuple[ScoreDifference | Adversary, ...],
 ) -> Iterator[Tensor]:  # fmt: skip
     """Where each of some differences of scores pulls the clean estimates of a step, ``[R, ...]``, times its weight.
 
@@ -72,7 +84,10 @@ def pulls(
         wide = _wide(errors.schedule.levels, places, clean)
         x = wide.signal * clean + wide.noise * held.noise[:, 0]
         at = errors.schedule.timesteps[places].to(clean.device), Level(*(value[places].to(clean) for value in errors.schedule.levels))
-        with policy.using(one.toward):
+        if isinstance(one, Adversary):
+            yield _to_given(policy, one, prompts, x, at) * wide.signal
+            continue
+        with policy.using(str(one.toward)):
             toward = errors.predicted(prompts, x, *at).clean
             if one.guidance != 1.0:
                 _refuse_unprompted(policy, one.guidance)
@@ -81,6 +96,15 @@ def pulls(
         with policy.using(one.away):
             away = errors.predicted(prompts, x, *at).clean
         yield one.weight * score_differences.pull(toward, away, clean, wide, one.normaliser)
+
+
+def _to_given(policy: Distilled, one: Adversary, prompts: list[str], x: Tensor, at: tuple[Tensor, Level]) -> Tensor:
+    """By how much a classifier takes noised rows ``x`` for given data, ``-weight softplus(-logit)``, differentiated by these."""
+    with policy.using(one.of), torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = policy.errors.classifying(one.of).logits(prompts, leaf, *at)  # type: ignore[attr-defined]
+        (gradient,) = torch.autograd.grad(-one.weight * softplus(-logits).sum(), leaf)
+    return torch.where(gradient.flatten(1).isfinite().all(1).view(-1, *(1,) * (x.ndim - 1)), gradient, 0.0)
 
 
 def _wide(levels: Level, places: Tensor, like: Tensor) -> Level:

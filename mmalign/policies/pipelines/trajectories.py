@@ -81,7 +81,8 @@ class Trajectories:
     of a step in the path's own time. starts: ``[B]`` seeds of the first latents. together: sets of prompts that are encoded at once,
     which pads them alike; which: ``[B]`` the set of each row. means: of the trained steps, in their order, ``[C, B, ...]`` float32, as
     the policy had them when the rows were sampled, where a method measures its drift from there; else None. refs: by name.
-    adjoints: of the steps that a reward's gradient trains, where it is that which does; then they are the columns.
+    adjoints: of the steps that a reward's gradient trains, where it is that which does; then they are the columns. chunk: ``[T]`` the
+    number of the chunk of a video that each step makes, all 0 where a call has one schedule.
     """
 
     x: Tensor
@@ -96,6 +97,12 @@ class Trajectories:
     means: Tensor | None = None
     refs: dict[str, Remembered] = field(default_factory=dict)
     adjoints: tuple[Adjoint, ...] = ()
+    chunk: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def chunks(self) -> int:
+        """How many schedules a call has: 1, or one for each chunk of a video."""
+        return int(self.chunk.max()) + 1 if len(self.chunk) else 1
 
     @property
     def columns(self) -> Tensor:
@@ -147,6 +154,7 @@ class Trajectories:
             means=torch.cat([_at(*pair, trained) for pair in zip(parts, means, strict=True)], 1) if len(means) == len(parts) else None,
             refs={name: _joined([part.refs[name] for part in parts]) for name in names},
             adjoints=_one_plan([part.adjoints for part in parts]),
+            chunk=parts[0].chunk,
         )
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
+from mmalign.records import Thumb
 from mmalign.types import UserError
 
-__all__ = ["digit_prompts", "digits_real"]
+__all__ = ["digit_prompts", "digits_real", "digits_scans"]
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPTS = [f"a handwritten {word}" for word in WORDS]
@@ -88,3 +89,10 @@ def digits_real() -> Callable[[Sequence[str], int], Tensor]:
         return torch.stack([images[labels == digit_of(prompt)][:columns] for prompt in prompts])
 
     return show
+
+
+def digits_scans() -> list[Thumb]:
+    """Real scans of half A as good outputs of their prompts, by their right names: what a classifier tells samples from."""
+    images, labels = real("A")
+    rows = zip(images, labels.tolist(), strict=True)
+    return [Thumb(PROMPTS[label], image, 1.0, f"scan {number}") for number, (image, label) in enumerate(rows)]
