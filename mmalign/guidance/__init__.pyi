@@ -35,6 +35,7 @@ from mmalign.guidance.particles import fk as fk
 from mmalign.guidance.particles import svdd as svdd
 from mmalign.guidance.search import best_of as best_of
 from mmalign.guidance.search import noise_search as noise_search
+from mmalign.guidance.subjects import focus as focus
 from mmalign.guidance.tokens import Decoded as Decoded
 from mmalign.guidance.tokens import beam_search as beam_search
 from mmalign.guidance.tokens import log_ratio as log_ratio

@@ -19,6 +19,7 @@ from mmalign.methods.denoising_preference.subject_rpo import subject_rpo as subj
 from mmalign.methods.denoising_preference.text_dpo import text_dpo as text_dpo
 from mmalign.methods.denoising_preference.text_kto import text_kto as text_kto
 from mmalign.methods.distillation.dmd2 import dmd2 as dmd2
+from mmalign.methods.distillation.echotorrent import echotorrent as echotorrent
 from mmalign.methods.distillation.flash_dmd import flash_dmd as flash_dmd
 from mmalign.methods.distillation.opd import opd as opd
 from mmalign.methods.distillation.sdpo import sdpo as sdpo

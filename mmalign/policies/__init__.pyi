@@ -14,6 +14,7 @@ from mmalign.policies.language.likely import likely as likely
 from mmalign.policies.language.segments import constituents as constituents
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.pipelines.adjoints import adjoints as adjoints
+from mmalign.policies.pipelines.attention import attention as attention
 from mmalign.policies.pipelines.latents import latents as latents
 from mmalign.policies.pipelines.refusals import refusals as refusals
 from mmalign.policies.scorers.heads.encoded_user import encoded_user as encoded_user

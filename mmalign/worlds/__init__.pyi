@@ -18,6 +18,7 @@ from mmalign.worlds.digits.base import train_base as train_base
 from mmalign.worlds.digits.base import untrained as untrained
 from mmalign.worlds.digits.data import digit_prompts as digit_prompts
 from mmalign.worlds.digits.data import digits_real as digits_real
+from mmalign.worlds.digits.data import digits_scans as digits_scans
 from mmalign.worlds.digits.judges import digits_distance as digits_distance
 from mmalign.worlds.digits.judges import digits_gold as digits_gold
 from mmalign.worlds.digits.judges import digits_hackable as digits_hackable
