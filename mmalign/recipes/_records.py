@@ -97,10 +97,12 @@ def _told_apart_by(output: Any) -> Any:
 
 
 def called(record: Any) -> str:
+    """What a record is called in messages."""
     return record.id or f"record at {record.position}"
 
 
 def take(coming: Iterator[Any], count: int) -> list[Any]:
+    """The next ``count`` records. Errors: UserError where there are fewer."""
     records = list(islice(coming, count))
     if len(records) < count:
         raise UserError(f"records: got {len(records)} and no more, takes at least batch.records ({count})")
