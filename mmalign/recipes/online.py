@@ -167,8 +167,7 @@ def online(  # one argument for each thing that a run is made of
         return scored
 
     with journal, Background(threaded=batch.overlap > 1 or learner.stale) as background:
-        own: Any = partial(scores_on, rewards, missing=batch.missing, policy=policy) if team.asks else unasked
-        ask = partial(own, oracle=oracle)
+        ask = partial(scores_on if team.asks else unasked, rewards, oracle=oracle, missing=batch.missing, policy=policy)
         sampling: dict[str, Any] = {"batch": batch, "seed": run.seed, "method": method, "decode": looked_at(rewards, oracle)}
         rollouts = Rollouts(policy, coming, ask, background, **sampling, team=team, steps=steps)
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))

@@ -136,7 +136,7 @@ def scores_on(
     return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout))
 
 
-def unasked(rollout: Rollout, *, oracle: Callable[..., Any] | None = None) -> Scores:
+def unasked(rewards: Functions, rollout: Rollout, *, oracle: Callable[..., Any] | None = None, **how: Any) -> Scores:
     """In place of ``scores_on`` in a process whose rows another one asks about, which all of them hear from that one."""
     rows = len(rollout)
     return Scores(rows, {}, wins=None if oracle is None else torch.full((rows, rows), torch.nan, dtype=torch.float64))

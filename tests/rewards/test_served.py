@@ -261,11 +261,11 @@ def test_an_oracle_on_a_server_says_what_it_says_here(serving):
 
     def longer(outputs, prompts, group, *, bonus):
         sizes = torch.tensor([math.nan if text == "?" else float(len(text) + more) for text, more in zip(outputs, bonus, strict=True)])
-        wins = torch.sigmoid(sizes[:, None] - sizes[None, :]).double()
-        return torch.where(group[:, None] == group[None, :], wins, torch.nan).fill_diagonal_(torch.nan)
+        return torch.sigmoid(sizes[:, None] - sizes[None, :]).double()  # whatever the group, and of each with itself
 
     outputs, group, columns = ["a", "bbb", "cc", "d", "?"], torch.tensor([0, 0, 1, 1, 1]), {"bonus": [0, 0, 3, 0, 0]}
-    here = longer(outputs, ["p"] * 5, group, **columns)
+    same = (group[:, None] == group[None, :]).fill_diagonal_(False)
+    here = torch.where(same, longer(outputs, ["p"] * 5, group, **columns), torch.nan)
     oracle = mm.rewards.served_pairs(url=serving(Compared(longer), name="oracle").url, asking=ONCE)
     torch.testing.assert_close(oracle(outputs, ["p"] * 5, group, **columns), here, equal_nan=True, rtol=0, atol=0)
     with pytest.raises(UserError, match="reads the column 'bonus'"):

@@ -320,7 +320,7 @@ def test_surds(tmp_path):
     suite = mm.evaluation.surds(lines(tmp_path / "surds.jsonl", rows), images=tmp_path, ask="{question} Say it.", **settings)
     assert [item.id for item in suite.items] == list("1234567") and suite.items[0].question == "left_right? Say it."
     assert suite.items[0].image == tmp_path / "a.jpg" and len(suite.notes) == 3
-    said = ["<think>right</think><answer>Left.</answer>", "b", "A. left", "[0, 0, 4, 6]", "11 and 3", "20-30", None]
+    said = ["<think>right</think><answer>Left.</answer>", "b", "A. left", "[0, 0, 4, 6]", "3 and 11", "20-30", None]
     scores = suite.score(suite.items, said)
     found = values(scores)
     assert found["accuracy/left_right"] == 2 / 3 and found["accuracy/location"] == 1 / 2 and found["accuracy/depth"] == 0
