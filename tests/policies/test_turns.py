@@ -300,10 +300,15 @@ class Coin:
         return Drawn(tokens, torch.full((len(of),), 2), torch.zeros(len(of), dtype=torch.bool), nothing, none)
 
 
-def test_rows_part_at_a_turn_and_what_stands_before_it_is_context() -> None:
-    def replies(talks: Any, seeds: Any) -> list[str]:  # both heads of a coin of the conversation's own
+class Student:
+    """A user who says 7 or 8, by a number of the conversation's own."""
+
+    def generate(self, prompts: list[Any], seeds: list[int], **call: Any) -> list[str]:
         return ["7" if seed % 2 else "8" for seed in seeds]
 
+
+def test_rows_part_at_a_turn_and_what_stands_before_it_is_context() -> None:
+    replies = mm.environments.simulated_user(Student(), over=None)
     made = policy(turns=Turns(environment=replies, limit=4, parting=True), segments="turn")
     made.drawer = Coin(made.chat.tokenizer)  # type: ignore[assignment]
     prompts = [f"{number} * 14 + 87" for number in range(2, 26)]

@@ -28,8 +28,8 @@ def refuel(*, eta: Positive = 1.0) -> Method:
 
     Paper: Regressing the Relative Future: Efficient Policy Optimization for Multi-turn RLHF, arXiv 2410.04612, algorithm 1.
 
-    The turn that counts is the one with the smallest number of a row's ``segment`` (0: no turn of the policy's): turns before it are
-    context, outside of the mask, as ``policy.turns.parting`` leaves them (with ``policy.segments: turn``; ``configs/calculator/refuel``).
+    Deviations: the turn that counts is the one with the smallest number of a row's ``segment`` (0: no turn of the policy's): turns
+    before it are context, outside of the mask, as ``policy.turns.parting`` leaves them (with ``policy.segments: turn``).
 
     Dialects:
     - REFUEL: eta=1000.0: its README's recipe; 1 is its code's default.
