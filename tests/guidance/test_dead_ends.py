@@ -49,6 +49,7 @@ def test_the_tables_are_of_the_word_that_was_said_and_of_the_best_that_may_be() 
     made = policy()
     with torch.no_grad():
         made.heads["dead_end"].weight.normal_(generator=torch.Generator().manual_seed(0))
+        made.heads["dead_end"].bias[min(made.chat.never)] = -50.0  # the safest of all, if it could be said
     rollout = made.encode(["ab"], ["cd"], torch.tensor([0]), torch.Generator())
     steps = made.steps(rollout, torch.tensor([0]), needs=frozenset({DEAD_END}))
     prompt, row = made.chat.prompt("ab").ids, made.chat.row("ab", "cd").completion

@@ -66,7 +66,7 @@ def test_the_encoder_in_straight_lines() -> None:
         dot = lambda x, y: sum(p * q for p, q in zip(x, y, strict=True))  # noqa: E731
         said = [sum(math.tanh(dot(one, each)) for each in d[:count]) / max(1, count) for one in a]
         inner = [math.tanh(dot(one, [*said, math.log1p(count)])) for one in c]
-        numbers = [dot(one, inner) * (count > 0) for one in b]
+        numbers = [dot(one, inner) if count else 0.0 for one in b]
         mean, log_std, loads = numbers[:2], numbers[2:], [dot(one, h) for one in f]
         divergence = sum(m**2 + math.exp(2 * s) - 1 - 2 * s for m, s in zip(mean, log_std, strict=True)) / 2
         wanted = [dot(w[0], h) + dot(mean, loads), divergence, *(math.exp(s) * load for s, load in zip(log_std, loads, strict=True))]

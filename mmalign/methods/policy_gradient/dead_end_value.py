@@ -49,8 +49,8 @@ def dead_end_value(*, bad_below: Finite = 0.5, then: Literal["best", "said"] = "
         >>> q, best = torch.tensor([[-0.5, -0.25]]).double(), torch.tensor([[0.0, -0.1]]).double()
         >>> steps = Steps(torch.zeros(1, 2).double(), mask, terms={"dead_end": q, "dead_end_best": best}, kind="token")
         >>> signal = method.signal(Feedback(torch.tensor([0.0]).double(), torch.tensor([0])))  # it ended badly
-        >>> method.loss(steps, signal).values.tolist()  # (-0.5 + 0.1)^2 / 2, (-0.25 + 1)^2 / 2
-        [[0.08000000000000002, 0.28125]]
+        >>> method.loss(steps, signal).values  # (-0.5 + 0.1)^2 / 2, (-0.25 + 1)^2 / 2
+        tensor([[0.0800, 0.2812]], dtype=torch.float64)
     """
 
     def signal(feedback: Feedback) -> Tensor:

@@ -22,8 +22,8 @@ def encoded_user(*, most: Count = 8, width: Count = 16, seed: Seed = 0) -> Head:
 
         c = (1/n) sum_j tanh(A d_j),    (mu, log s) = B tanh(C [c, log(1 + n)])
 
-    and the prior, mu = 0 and s = 1, where n is 0. Its numbers are those of ``latent_user``, ``scores: [score, kl, z1, z2]``, and so is the
-    method, ``variational_preference``. Reads the column ``annotator``; nobody's name is listed anywhere.
+    which is the prior, mu = 0 and s = 1, where n is 0. Its numbers are those of ``latent_user``, ``scores: [score, kl, z1, z2]``, and so
+    is the method, ``variational_preference``. Reads the column ``annotator``; nobody's name is listed anywhere.
 
     most: comparisons, as of the reader. width: of A's and C's outputs. seed: of A, C and F at the start; B is 0 then, and everybody is the
     prior.
@@ -71,6 +71,6 @@ class EncodedUser(nn.Module):
         count = there.sum(1).to(comparisons)
         said = torch.tanh(comparisons.nan_to_num(0.0) @ self.each.T) * there
         pooled = torch.cat([said.sum(1) / count.clamp(min=1), torch.log1p(count)], 1)
-        numbers = torch.tanh(pooled @ self.all.T) @ self.out.T * (count > 0)
+        numbers = torch.tanh(pooled @ self.all.T) @ self.out.T  # 0 where nothing was compared
         mean, log_std = numbers.chunk(2, 1)
         return mean, log_std
