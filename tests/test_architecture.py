@@ -58,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "serving": {"types", "arguments", "files", "media", "records", "config"},
     "labelling": {"types", "files", "records", "conversations", "runs"},
-    "combinations": {"types", "arguments", "files", "conversations", "reference_scores"},
+    "combinations": {"types", "arguments", "files", "conversations", "reference_scores", "evaluation"},
     "rewards": {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")
     },
@@ -84,7 +84,7 @@ ARROWS: dict[str, set[str]] = {
         "runs",
         "distributed",
     },
-    "report": {"types", "files", "runs"},
+    "report": {"types", "files", "runs", "evaluation"},
     "recipes": {
         *("types", "needs", "arguments", "records", "samplers", "objectives", "data", "distributed", "training", "report", "commands"),
         *("config", "files", "runs", "conversations"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -61,6 +61,13 @@ class Following(Protocol):
     not."""
 
     gradients: Any
+
+
+@runtime_checkable
+class Hearing(Protocol):
+    """A combination that may take in the run's evaluations so far, a row of numbers by name each, before every step; None: it does not."""
+
+    hears: Callable[[Sequence[Mapping[str, Any]]], None] | None
 
 
 @runtime_checkable

@@ -70,7 +70,7 @@ class Combination:
 
     learn: whether the state may take these rows in; only training does. state: None, or what is checkpointed. weights: what each reward
     counts for where it is a sum; rewards of single steps count for as much, and for 1 where there are none. gradients: what it asks of
-    the policy gradient of each reward, or None.
+    the policy gradient of each reward, or None. hears: takes in the run's evaluations so far, a row each, before the rollout; or None.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Combination:
     state: State | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     gradients: ByGradient | None = None
+    hears: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any], *, learn: bool = False) -> Tensor:
         rows = Rows(group, prompts)

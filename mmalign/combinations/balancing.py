@@ -13,6 +13,7 @@ from torch import Tensor
 from mmalign.arguments.ranges import Count, Finite, NotNegative, Positive, Share
 from mmalign.combinations._parts import Both, Chain, Combination, Rows, Transforms, chosen, or_missing, table
 from mmalign.combinations.algebra import weighted_sum
+from mmalign.evaluation.fronts import hypervolume
 from mmalign.types import UserError
 
 __all__ = ["constrained", "fairest", "front_member", "hypervolume_weights", "log_barrier"]
@@ -82,25 +83,29 @@ def fairest(*, of: Sequence[str] | None = None, decay: Share = 0.0, transforms: 
 
 
 def hypervolume_weights(
-    *, weights: Mapping[str, NotNegative], worst: Mapping[str, Finite], strength: NotNegative = 1.0, transforms: Transforms | None = None
-) -> Combination:
-    """``(1 + strength * gain) * sum_k w_k r_k``: more for a rollout whose mean rewards push the Pareto front out.
+    *, weights: Mapping[str, NotNegative], worst: Mapping[str, Finite], strength: NotNegative = 1.0, held_out: bool = False,
+    transforms: Transforms | None = None,
+) -> Combination:  # fmt: skip
+    """``(1 + strength * gain) * sum_k w_k r_k``: more where mean rewards have pushed the Pareto front out.
 
-    ``gain``: the volume that the rollout's mean rewards add to what the best rollouts before it dominate, over that volume (1 for the
-    first). worst: name -> the corner that volumes are measured from; what is below it adds nothing.
-    weights: name -> weight, 0 or more. strength: how much a gain counts, 0 or more.
+    ``gain``: the volume that the newest point adds to what the best points before it dominate, over that volume (1 for the first).
 
-    Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452.
-    Deviations: the front is of training rollouts, not of held-out evaluations, and the gain is relative, so that it has no units.
-    A row without one of the scores has no reward.
+    Args:
+        weights: name -> weight, 0 or more. strength: how much a gain counts, 0 or more.
+        worst: name -> the corner that volumes are measured from; what is below it adds nothing.
+        held_out: a point is what the rewards came to in an evaluation, on its own prompts and before ``transforms``, and its gain counts
+            until the next one; otherwise every rollout is a point, and its own gain counts. The report draws the held-out front of both.
 
-    Errors: UserError for settings out of range, and weights and corners of other names.
+    Paper: Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting, https://arxiv.org/abs/2509.11452, whose front is
+    of held-out points. Deviation: the gain is relative, so that it has no units. A row without one of the scores has no reward.
+
+    Errors: UserError for settings out of range, weights and corners of other names, and ``held_out`` without an evaluation of each.
     """
     if not weights or set(weights) != set(worst) or min(weights.values()) < 0 or strength < 0:
         raise UserError(
             f"hypervolume_weights: got weights={dict(weights)}, worst={dict(worst)}, takes a corner for every weight of 0 or more"
         )
-    front, chain = _Front(worst), Chain("hypervolume_weights", transforms)
+    front, chain = _Front(worst, held_out), Chain("hypervolume_weights", transforms)
 
     def of(parts: Parts, rows: Rows) -> Tensor:
         parts = chain.apply(parts, rows)
@@ -109,21 +114,7 @@ def hypervolume_weights(
         total = (scores.new_tensor([weights[name] for name in names])[:, None] * scores).sum(0)
         return or_missing((1 + strength * front.gain) * total, known.all(0))
 
-    return Combination("hypervolume_weights", of, Both(chain, front))
-
-
-def hypervolume(points: Sequence[Sequence[float]], corner: Sequence[float]) -> float:
-    """The volume between ``corner`` and what the points dominate (larger is better), exact, by slices along the last axis."""
-    inside = [tuple(point) for point in points if all(value > low for value, low in zip(point, corner, strict=True))]
-    if not inside:
-        return 0.0
-    if len(corner) == 1:
-        return max(point[0] for point in inside) - corner[0]
-    levels, volume = sorted({point[-1] for point in inside}, reverse=True), 0.0
-    for number, level in enumerate(levels):
-        below = levels[number + 1] if number + 1 < len(levels) else corner[-1]
-        volume += (level - below) * hypervolume([point[:-1] for point in inside if point[-1] >= level], corner[:-1])
-    return volume
+    return Combination("hypervolume_weights", of, Both(chain, front), hears=front.hear if held_out else None)
 
 
 def log_barrier(
@@ -259,16 +250,30 @@ class _Means:
 
 
 class _Front:
-    """The Pareto front of rollouts' mean rewards, and what the last of them added to it."""
+    """The Pareto front of mean rewards, of rollouts or of ``heard`` evaluations, and what the last point added to it."""
 
-    def __init__(self, corner: Mapping[str, float]):
-        self.corner = corner
+    def __init__(self, corner: Mapping[str, float], held_out: bool):
+        self.corner, self.held_out = corner, held_out
         self.points: list[list[float]] = []
-        self.gain = 0.0
+        self.gain, self.heard = 0.0, 0
 
     def learn(self, parts: Parts, rows: Rows) -> None:
         names = chosen("hypervolume_weights", "weights", self.corner, parts)
-        point = [float(parts[name].nanmean()) for name in names]
+        if not self.held_out:
+            self.add([float(parts[name].nanmean()) for name in names])
+        elif not self.heard:
+            raise UserError("hypervolume_weights.held_out: got no evaluation, takes a recipe that evaluates before it trains (online)")
+
+    def hear(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in those that are new, in their order."""
+        for row in evaluations[self.heard :]:
+            if odd := [name for name in self.corner if name not in row]:
+                raise UserError(f"hypervolume_weights.held_out: got no evaluation of {odd[0]}, takes weights of rewards that are evaluated")
+            self.add([math.nan if row[name] is None else float(row[name]) for name in self.corner])
+        self.heard = len(evaluations)
+
+    def add(self, point: list[float]) -> None:
+        """A point, of which ``gain`` is what it adds; one that is not known adds nothing."""
         self.gain = 0.0
         if any(math.isnan(value) for value in point):
             return
@@ -280,7 +285,8 @@ class _Front:
             self.points = [old for old in self.points if old not in beaten] + [point]
 
     def dump(self) -> dict[str, Any]:
-        return {"points": self.points, "gain": self.gain}
+        return {"points": self.points, "gain": self.gain, "heard": self.heard}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.points, self.gain = [list(point) for point in state["points"]], state["gain"]
+        self.heard = state.get("heard", 0)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Finite, Fraction, NotNegative
-from mmalign.combinations.balancing import hypervolume
 from mmalign.distributed.team import joined
-from mmalign.evaluation.fronts import crowding, expected_utility, pareto_front, sparsity
+from mmalign.evaluation.fronts import crowding, expected_utility, hypervolume, pareto_front, sparsity
 from mmalign.files import write_json
 from mmalign.types import UserError
 

@@ -17,6 +17,7 @@ from mmalign.evaluation.drift import Drift as Drift
 from mmalign.evaluation.drift import drift as drift
 from mmalign.evaluation.fronts import crowding as crowding
 from mmalign.evaluation.fronts import expected_utility as expected_utility
+from mmalign.evaluation.fronts import hypervolume as hypervolume
 from mmalign.evaluation.fronts import pareto_front as pareto_front
 from mmalign.evaluation.fronts import sparsity as sparsity
 from mmalign.evaluation.hallucination import chair_scores as chair_scores

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["crowding", "expected_utility", "pareto_front", "sparsity"]
+__all__ = ["crowding", "expected_utility", "hypervolume", "pareto_front", "sparsity"]
 
 Points = Sequence[Sequence[float]]
 
@@ -61,6 +61,29 @@ def sparsity(points: Points) -> float:
     """
     gaps = (b - a for axis in zip(*points, strict=True) for a, b in itertools.pairwise(sorted(axis)))
     return sum(gap**2 for gap in gaps) / max(len(points) - 1, 1)
+
+
+def hypervolume(points: Points, corner: Sequence[float]) -> float:
+    """The volume between ``corner`` and what the points dominate, exact, by slices along the last axis; what is below it adds nothing.
+
+    corner: of each objective, what is worth nothing. The time grows with the number of points to the power of objectives - 1.
+
+    Paper: Zitzler, Thiele (1998), "the size of the space covered"; recalled.
+
+    Examples:
+        >>> mm.evaluation.hypervolume([(2, 1), (1, 2), (0.5, 0.5)], (0, 0))
+        3.0
+    """
+    inside = [tuple(point) for point in points if all(value > low for value, low in zip(point, corner, strict=True))]
+    if not inside:
+        return 0.0
+    if len(corner) == 1:
+        return max(point[0] for point in inside) - corner[0]
+    levels, volume = sorted({point[-1] for point in inside}, reverse=True), 0.0
+    for number, level in enumerate(levels):
+        below = levels[number + 1] if number + 1 < len(levels) else corner[-1]
+        volume += (level - below) * hypervolume([point[:-1] for point in inside if point[-1] >= level], corner[:-1])
+    return volume
 
 
 def expected_utility(points: Points, *, divisions: int = 20) -> float:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmalign.arguments.facts import Stepped, Structured
+from mmalign.arguments.facts import Hearing, Stepped, Structured
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import team_for
@@ -173,7 +173,7 @@ def online(  # one argument for each thing that a run is made of
         coming.resumed(journal.broken.why, position=journal.state.get("position", journal.state["step"] * batch.prompts))
         for step in journal.steps():
             moved = learner.begin(step)
-            _tell(rewards, step)
+            _tell(rewards, combine, step, journal.state["evaluations"])
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
@@ -311,8 +311,10 @@ def _refuse(  # what a run is made of
     refuse_silent(method, batch, list(rewards), oracle=oracle, pairs=method.pairs or comparisons.best_and_worst)
 
 
-def _tell(rewards: Rewards, step: int) -> None:
-    """Says the step to rewards that change as training goes: those with a function ``at``."""
+def _tell(rewards: Rewards, combine: Callable[..., Any] | None, step: int, evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Says the step to rewards that change as training goes (those with a function ``at``), and evaluations to what ``hears`` of them."""
     for reward in rewards.values():
         if isinstance(reward, Stepped) and callable(reward.at):
             reward.at(step)
+    if isinstance(combine, Hearing) and callable(combine.hears):
+        combine.hears(evaluations)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmalign.report import displacement, hallucination, pixels, reliability, tokens
+from mmalign.report import displacement, fronts, hallucination, pixels, reliability, tokens
 from mmalign.report.plots import Figure, Plot, Rule, Series, draw, short, thin
 from mmalign.report.read import RunData
 from mmalign.runs.overoptimisation import SPREAD_LINE, Point, curve
@@ -26,7 +26,7 @@ def figures(run: RunData) -> list[Figure]:
     preferences = [loss(run), margin(run), accuracy(run), log_ratios(run)] if from_records else []
     varied += [drawing for drawing in (pixels.figure(run),) if drawing is not None]
     preferences += [drawing for drawing in (reliability.figure(run),) if drawing is not None]
-    sampled = [] if scores_only(run) else [rewards_and_judges(run), against_kl(run)]
+    sampled = [] if scores_only(run) else [rewards_and_judges(run), against_kl(run), *fronts.figures(run)]
     return [
         *hallucination.figures(run),
         *sampled,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmalign.report import pixels, rounds
+from mmalign.report import fronts, pixels, rounds
 from mmalign.report.answers import Case, cases, count
 from mmalign.report.displacement import displaced
 from mmalign.report.displacement import in_words as displacement_in_words
@@ -50,7 +50,7 @@ def render(run: RunData) -> str:
     rows, across = _shape(run, frames)
     questions = cases(run, notes)
     drawings = figures(run) + [drawing for drawing in (figure(run),) if drawing is not None]
-    drawings = [*figures(run)[:2], *rounds.figures(run)] if run.unit == "round" else drawings
+    drawings = [*figures(run)[:2], *fronts.figures(run), *rounds.figures(run)] if run.unit == "round" else drawings
     return template("page.html").render(
         name=run.path.resolve().name,
         verdict=in_a_sentence(run),

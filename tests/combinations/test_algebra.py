@@ -11,6 +11,7 @@ import torch
 import mmalign as mm
 from mmalign.combinations import algebra, balancing, by_gradient, transforms
 from mmalign.combinations._parts import Combination, Rows
+from mmalign.evaluation.fronts import hypervolume
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
@@ -338,14 +339,14 @@ def test_weights_move_to_rewards_that_agree():
 
 
 def test_hypervolumes():
-    assert balancing.hypervolume([(2, 1), (1, 2), (0.5, 0.5)], (0, 0)) == near(3)
-    assert balancing.hypervolume([(1, 1, 1), (2, 1, 0.5), (0.5, 3, 0.2)], (0, 0, 0)) == near(1 + 0.5 + 0.2 * (0.5 * 3 - 0.5))
-    assert balancing.hypervolume([(3, -1)], (0, 0)) == 0
+    assert hypervolume([(2, 1), (1, 2), (0.5, 0.5)], (0, 0)) == near(3)
+    assert hypervolume([(1, 1, 1), (2, 1, 0.5), (0.5, 3, 0.2)], (0, 0, 0)) == near(1 + 0.5 + 0.2 * (0.5 * 3 - 0.5))
+    assert hypervolume([(3, -1)], (0, 0)) == 0
     points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).tolist()
     grid = (torch.arange(40) + 0.5) / 40
     cells = torch.cartesian_prod(grid, grid, grid)
     inside = torch.stack([(cells <= torch.tensor(point)).all(1) for point in points]).any(0)
-    assert balancing.hypervolume(points, (0, 0, 0)) == pytest.approx(float(inside.double().mean()), abs=0.02)
+    assert hypervolume(points, (0, 0, 0)) == pytest.approx(float(inside.double().mean()), abs=0.02)
 
 
 def test_a_rollout_that_pushes_the_front_out_counts_more():
@@ -362,6 +363,25 @@ def test_a_rollout_that_pushes_the_front_out_counts_more():
     third = parts(a=[3.0] * 5, b=[3.0] * 5)
     asked(by, third, learn=True)
     assert by.state.own.points == [[3.0, 3.0]]
+
+
+def test_a_held_out_front_counts_evaluations_and_no_rollouts():
+    def build():
+        return balancing.hypervolume_weights(weights={"a": 1.0, "b": 0.0}, worst={"a": 0.0, "b": 0.0}, strength=2.0, held_out=True)
+
+    by, rollout = build(), parts(a=[2.0] * 5, b=[9.0] * 5)
+    with pytest.raises(UserError, match=r"held_out: got no evaluation, takes a recipe that evaluates"):
+        asked(by, rollout, learn=True)
+    rows = [{"a": 2.0, "b": 1.0}, {"a": 1.0, "b": 2.0}, {"a": None, "b": 9.0}, {"a": 1.0, "b": 1.0}]
+    factors = []
+    for count in range(1, 5):
+        by.hears(rows[:count])
+        by.hears(rows[:count])  # heard before: nothing is new, and the gain stays
+        factors.append(asked(by, rollout, learn=True)[0] / 2)
+    assert factors == near([1 + 2 * 1, 1 + 2 * 0.5, 1, 1])  # 2 at first, then 1 more; one that is missing, and one that is beaten
+    assert by.state.own.points == [[2.0, 1.0], [1.0, 2.0]] and restored(build, by).state.own.heard == 4
+    with pytest.raises(UserError, match="got no evaluation of b, takes weights of rewards that are evaluated"):
+        build().hears([{"step": 0, "a": 1.0}])
 
 
 # ---- mistakes

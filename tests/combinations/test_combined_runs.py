@@ -102,3 +102,16 @@ def test_calibrate_writes_what_calibrated_reads(tmp_path):
     assert by({"plain": scores}, torch.arange(3), prompts).tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(UserError, match="is there already; takes a new file"):
         mm.commands.calibrate(policy(), prompts, rewards, out=file)
+
+
+def test_a_held_out_front_is_told_of_evaluations_also_where_a_run_goes_on(tmp_path):
+    sides = {"weights": {"plain": 1.0, "short": 1.0}, "worst": {"plain": -9.0, "short": -9.0}, "held_out": True}
+    build = lambda: mm.combinations.hypervolume_weights(**sides)  # noqa: E731
+    whole = train(tmp_path, build(), name="whole", steps=3)
+    train(tmp_path, build(), name="parts", steps=2)
+    parts = train(tmp_path, build(), name="parts", steps=3, resume=True)
+    kept = [checkpoint.load(run.path / "checkpoints" / "step_000003")[1] for run in (whole, parts)]
+    assert kept[0]["states"]["combine"]["own"]["heard"] == 1 and kept[0]["states"]["combine"]["own"]["gain"] == 1.0
+    first = kept[0]["evaluations"][0]
+    assert kept[0]["states"]["combine"]["own"]["points"] == [[first["plain"], first["short"]]]
+    assert kept[1]["states"]["combine"]["own"]["heard"] == 2  # the first part's last step was evaluated, and told

@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 
-from mmalign.combinations.balancing import hypervolume
-from mmalign.evaluation.fronts import crowding, expected_utility, pareto_front, sparsity
+from mmalign.evaluation.fronts import crowding, expected_utility, hypervolume, pareto_front, sparsity
 
 
 def test_nobody_on_a_front_is_beaten_and_everybody_else_is() -> None:
