@@ -16,6 +16,7 @@ ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
 TOPK_ENTROPY, TOPK_MASS = Need("topk_entropy"), Need("topk_mass")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
 DEAD_END, DEAD_END_BEST = Need("dead_end"), Need("dead_end_best")  # the second comes with the first
+ACTIVATION = Need("activation")  # the reference's
 REALISM, REALISM_OF_GIVEN = Need("realism"), Need("realism_of_given")
 DRIFT, ADJOINT, ADJOINT_SIZE = Need("drift"), Need("adjoint"), Need("adjoint_size")
 

@@ -78,8 +78,8 @@ class Need:
 
     kind: ``old``; ``refs``, ``kls``, ``reverse_kls``, ``rank``, ``absolute``, ``score`` of a reference; ``contrast``; of facts and terms
         the names (``std``, ``slope``, ``dt``, ``noise``, ``changed``, ``phrase``, ``segment``, ``entropy``, ``collision``,
-        ``topk_entropy``, ``topk_mass``, ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``drift``, ``adjoint``, ``adjoint_size``,
-        ``realism``, ``realism_of_given``).
+        ``topk_entropy``, ``topk_mass``, ``value``, ``reward_mask``, ``kl_mask``, ``activation``, ``degree``, ``drift``, ``adjoint``,
+        ``adjoint_size``, ``realism``, ``realism_of_given``).
     name: of the reference or of the contrast; empty where there is one such table, or where all that a rollout remembers are meant.
     share: of the current prediction in the mixture with the reference's that an ``absolute`` error is of.
     """
@@ -115,7 +115,8 @@ class Steps:
     reverse_kls: name -> ``[B, T]`` the KL of the named reference's distribution to each step's, nats, differentiable.
     terms: name -> ``[B, T]`` further numbers of a step, differentiable: ``entropy`` (nats) and ``collision`` (log of the sum of
         squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
-        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end`` and
+        outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``activation`` (mean of what the reference's layers hold
+        before the step, without gradient), ``degree``, ``dead_end`` and
         ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded), and of bounds ``realism`` and

@@ -333,7 +333,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2, "before": gaps / 4}, squares, facts, 1, kind, {"ref": squares["ref"]},
         {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
-         "degree": -(gaps**2), "dead_end": leaf - 0.5, "dead_end_best": leaf * 0 - 0.1, "drift": (leaf - gaps) ** 2,
+         "activation": gaps, "degree": -(gaps**2), "dead_end": leaf - 0.5, "dead_end_best": leaf * 0 - 0.1, "drift": (leaf - gaps) ** 2,
          "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
     strength = (known[0::2] > known[1::2]).double() + 0.5 * (known[0::2] == known[1::2]) + 0 * (known[0::2] - known[1::2])

@@ -28,7 +28,7 @@ SIGNALS = {  # family of methods -> what it learns from
     "forward_process": "rewards", "reward_gradient": "gradients of rewards", "distillation": "a teacher, and rewards",
 }  # fmt: skip
 SEGMENTS = {"changed", "phrase", "segment"}
-STEPS = {"entropy", "kls", "reverse_kls", "value", "reward_mask", "kl_mask", "collision", "std", "slope", "noise", "drift"}
+STEPS = {"entropy", "kls", "reverse_kls", "value", "reward_mask", "kl_mask", "activation", "collision", "std", "slope", "noise", "drift"}
 
 
 class System(NamedTuple):

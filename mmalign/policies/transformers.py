@@ -39,7 +39,7 @@ from mmalign.policies.language.drawing import Drawer, Drawing, Drawn
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
-from mmalign.policies.language.heads import HEADS, MASKS, HeadName, add_heads, degrees
+from mmalign.policies.language.heads import HEADS, OF_REFERENCE, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, reader_of, refuse_numbers, stops_of
 from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.masking import hidden_media
@@ -57,7 +57,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 GIVES = frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "changed", "phrase", "segment", "behaviors", "recall", "masking",
-                   "traced"})  # fmt: skip
+                   "traced", "activation"})  # fmt: skip
 ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda _: CALL, learns_from="texts", sees=loading.foresees)
 
 
@@ -339,17 +339,17 @@ class TransformersPolicy:
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.
 
-        ``needs`` of ``refs``, ``kls``, ``reverse_kls`` and ``rank`` (of the references given to ``remember``; all but the first over the
-        whole vocabulary), ``entropy``, ``collision``, ``topk_entropy``, ``topk_mass``, the heads, ``contrast:NAME`` (``contrasts.others``),
-        ``changed`` and ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
+        ``needs`` of ``refs``, ``kls``, ``reverse_kls`` and ``rank`` (of references given to ``remember``; all but the first over the whole
+        vocabulary), ``entropy``, ``collision``, ``topk_entropy``, ``topk_mass``, ``activation``, the heads, ``contrast:NAME``
+        (``contrasts.others``), ``changed`` and ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
         mask[:, columns] = rollout.mask[rows][:, columns]
         need_kinds, refs = kinds(needs), rollout.held.refs
         compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *HEADS}}
-        compared_with = sorted(refs) if compared or need_kinds & MASKS else ()
+        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *HEADS, *OF_REFERENCE}}
+        compared_with = sorted(refs) if compared or need_kinds & OF_REFERENCE else ()
         table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
         if DEGREE in terms:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -278,12 +279,21 @@ def power_dl(table: Table, *, beta: float = 0.1, eta: float = 0.1, gamma: float 
     return total
 
 
-def sparsepo(table: Table, *, beta: float = 0.1, reward_sparsity: float = 0.0, kl_sparsity: float = 0.0) -> Tensor:
+def _active(table: Table, row: int) -> dict[int, float]:
+    """How far each live step's activation lies above the row's mean, in units of its spread, or 0; 1 of a step alone."""
+    a = {step: float(table.activation[row, step]) for step in _cells(table, row)}
+    spread = statistics.pstdev(a.values())
+    return {step: max(0.0, (value - statistics.mean(a.values())) / spread) if len(a) > 1 else 1.0 for step, value in a.items()}
+
+
+def sparsepo(table: Table, *, beta: float = 0.1, masks: str = "learned", reward_sparsity: float = 0.0, kl_sparsity: float = 0.0) -> Tensor:
     def cost(better: int, worse: int, _: int | None) -> Tensor:
         margin, norm = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
         for row, sign in ((better, 1), (worse, -1)):
             for step in _cells(table, row):
                 reward, held = table.reward_mask[row, step], table.kl_mask[row, step]
+                if masks == "activations":
+                    reward = held = torch.tensor(_active(table, row)[step], dtype=torch.float64)
                 margin = margin + sign * (reward * _lr(table, row, step) + held * table.reverse_kl[row, step])
                 norm = norm + reward_sparsity * reward + kl_sparsity * held
         return softplus(-beta * margin) + norm
@@ -364,7 +374,11 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "cpl": [({}, cpl), ({"beta": 0.7, "gamma": 0.8, "bias": 1.0}, cpl)],
     "rationale_dpo": [({}, rationale_dpo), ({"beta": 0.7, "weight": 0.3}, rationale_dpo)],
     "power_dl": [({}, power_dl), ({"beta": 2.0, "eta": 0.5, "gamma": 0.6}, power_dl)],
-    "sparsepo": [({}, sparsepo), ({"beta": 0.7, "reward_sparsity": 0.1, "kl_sparsity": 0.2}, sparsepo)],
+    "sparsepo": [
+        ({}, sparsepo),
+        ({"beta": 0.7, "reward_sparsity": 0.1, "kl_sparsity": 0.2}, sparsepo),
+        ({"masks": "activations"}, sparsepo),
+    ],
     "preference_degree": [({}, preference_degree), ({"beta": 0.7, "weight": 1.5}, preference_degree)],
     "triple_po": [
         ({}, triple_po),

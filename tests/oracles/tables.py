@@ -51,7 +51,7 @@ EVERYTHING = frozenset(
     {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
 )
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "degree", "dead_end", "drift", "adjoint")
+TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "activation", "degree", "dead_end", "drift", "adjoint")
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE
@@ -101,6 +101,7 @@ class Table:
     collision: Tensor
     reward_mask: Tensor
     kl_mask: Tensor
+    activation: Tensor
     judged: Tensor
     degree: Tensor
     dead_end: Tensor
@@ -226,6 +227,7 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     leaf = drawn["current"].requires_grad_() if leaf is None else leaf
     std = common["std"]
     common |= {"value": leaf[..., 0] / 2, "reward_mask": leaf[..., 1].relu(), "kl_mask": leaf[..., 2].relu()}
+    common["activation"] = reference.mean(-1)
     common["degree"] = -leaf[..., 3].exp()
     common |= {"dead_end": -leaf[..., 4].sigmoid(), "dead_end_best": -leaf.sigmoid().amin(-1)}
     common["adjoint"] = (common.pop("vectors") * (leaf - sampled)).sum(-1)

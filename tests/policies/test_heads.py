@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.needs import DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
+from mmalign.needs import ACTIVATION, DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.heads import DEGREES, degrees
 from mmalign.records import Pair
@@ -65,6 +65,30 @@ def test_a_mask_wants_a_reference():
     rollout = policy.sample(["abc"], 2, torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="kl_mask: are read off the reference"):
         policy.steps(rollout, torch.arange(2), needs=frozenset({KL_MASK}))
+
+
+def test_activations_are_the_mean_of_what_all_layers_of_the_reference_hold_before_a_token():
+    policy = make([])
+    rollout, needs = rollout_of(policy), frozenset({ACTIVATION, refs("ref"), reverse_kls("ref")})
+    scatter(policy)
+    values = policy.steps(rollout, torch.arange(6), needs=needs).terms["activation"]
+    parts = torch.cat([policy.steps(rollout, torch.tensor([row]), needs=needs).terms["activation"] for row in range(6)])
+    assert torch.allclose(values, parts, atol=1e-6) and not values.requires_grad
+    backbone, seen = policy.model.base_model, []
+    for layer in (*backbone.layers[:-1], backbone.norm):  # the last layer's states count behind the norm
+        layer.register_forward_hook(lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    for row in range(6):
+        prompt, tokens = row_of(rollout, row)
+        seen.clear()
+        with policy.using("ref"), torch.no_grad():
+            backbone(input_ids=torch.cat([prompt, tokens]).unsqueeze(0), use_cache=False)
+        layers = [states.reshape(-1, states.shape[-1]) for states in seen]
+        assert len(layers) == len(backbone.layers) > 1
+        places = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+        by_hand = [sum(float(layer[place].mean()) for layer in layers) / len(layers) for place in places]
+        assert values[row, : len(tokens)].tolist() == pytest.approx(by_hand, abs=1e-6)
+    with pytest.raises(UserError, match="activation: are read off the reference"):
+        policy.steps(policy.sample(["abc"], 2, torch.Generator().manual_seed(0)), torch.arange(2), needs=frozenset({ACTIVATION}))
 
 
 @pytest.mark.parametrize("kind", range(DEGREES))

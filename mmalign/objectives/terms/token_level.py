@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmalign.needs import CHANGED, KL_MASK, REWARD_MASK, contrast, refs, reverse_kls
+from mmalign.needs import ACTIVATION, CHANGED, KL_MASK, REWARD_MASK, contrast, refs, reverse_kls
 from mmalign.objectives import links, scores
 from mmalign.objectives.parts import held, live
 from mmalign.objectives.terms import regularisers, shares
@@ -85,15 +85,29 @@ def edited(*, added: float, removed: float) -> Term:
     return Term(of, score.needs | {CHANGED}, kinds=TOKENS, score=score)
 
 
-def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float) -> Term:
+def active(steps: Steps) -> Tensor:
+    """``relu((a_t - mean a) / std a)`` over a row's live steps, ``[B, T]``: a the activation; 1 in a row whose steps are all alike.
+
+    The spread is that of the row itself, ``std^2 = mean (a - mean a)^2``, so that of two steps one counts, by 1.
+    Where all are alike, one of one step too, none is told apart from the others, and all count.
+    """
+    a, count = live(held(steps, ACTIVATION), steps.mask), steps.mask.sum(1, keepdim=True).clamp(min=1)
+    away = live(a - a.sum(1, keepdim=True) / count, steps.mask)
+    spread = ((away**2).sum(1, keepdim=True) / count).sqrt()
+    alike = spread <= 1e-9 * a.abs().amax(1, keepdim=True)
+    return live(torch.where(alike, 1.0, (away / torch.where(alike, 1.0, spread)).relu()), steps.mask)
+
+
+def masked(*, beta: float, reward_sparsity: float, kl_sparsity: float, learned: bool = True) -> Term:
     """TDPO's first form with a mask on rewards and one on divergences (terms ``reward_mask``, ``kl_mask``), and their L1 norms.
 
-    reward_sparsity, kl_sparsity: weights of the two norms.
+    reward_sparsity, kl_sparsity: weights of the two norms. learned: or both masks are that of ``active``, which nothing trains.
     """
-    needs = frozenset({refs("ref"), reverse_kls("ref"), REWARD_MASK, KL_MASK})
+    needs = frozenset({refs("ref"), reverse_kls("ref"), *((REWARD_MASK, KL_MASK) if learned else (ACTIVATION,))})
 
     def of(steps: Steps, order: Order) -> Tensor:
-        of_rewards, of_kls = live(held(steps, REWARD_MASK), steps.mask), live(held(steps, KL_MASK), steps.mask)
+        masks = [live(held(steps, need), steps.mask) for need in (REWARD_MASK, KL_MASK)] if learned else [active(steps)] * 2
+        of_rewards, of_kls = masks
         cells = of_rewards * scores.log_ratio(steps) + of_kls * live(held(steps, reverse_kls("ref")), steps.mask)
         better, worse = order.sides(cells.sum(1, keepdim=True))
         norms = (reward_sparsity * of_rewards.abs() + kl_sparsity * of_kls.abs()).sum(1, keepdim=True)

@@ -21,6 +21,8 @@ from mmalign.types import Need, UserError
 
 HeadName = Literal["value", "degree", "dead_end", "reward_mask", "kl_mask"]
 MASKS = frozenset({"reward_mask", "kl_mask"})
+OF_REFERENCE = MASKS | {"activation"}
+"""What is read off the reference's hidden states, by a head or as it is."""
 HEADS = frozenset({"value", "degree", "dead_end"}) | MASKS
 SAFE = -4.0
 """The bias of ``dead_end`` at the start: a bad end is taken to follow a word in one case of 56."""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import DEAD_END, DEAD_END_BEST
+from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST
 from mmalign.policies.language import prefixes
+from mmalign.policies.language.activations import mean_activations
 from mmalign.policies.language.fitting import Running
-from mmalign.policies.language.heads import HEADS, MASKS, head_tables
+from mmalign.policies.language.heads import HEADS, MASKS, OF_REFERENCE, head_tables
 from mmalign.policies.language.logits import LOG_PROBS, Head, numbers_of
 from mmalign.types import Need, UserError
 
@@ -46,7 +47,7 @@ class Scorer:
         references: names whose distributions the numbers compare with. using: puts a named parameter set, or
         another model, in place, and says how to run what is there.
         """
-        masks = [need.kind for need in sorted(numbers) if need.kind in MASKS]
+        masks = [need.kind for need in sorted(numbers) if need.kind in OF_REFERENCE]
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
@@ -62,10 +63,13 @@ class Scorer:
             hidden = self.hidden(sequences)[inside]
             settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
             settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
-            table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads, **settings)
+            table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
             for name in (need.kind for need in sorted(of_heads)):
                 states = others["ref"][1] if name in MASKS else hidden
                 table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], self.never)
+            if ACTIVATION in numbers and using:
+                with using("ref") as fit:
+                    table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
             at = wanted_cells.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
             tables.append(table)
