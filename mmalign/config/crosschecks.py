@@ -42,6 +42,7 @@ def crosschecked(call: Call, review: Review) -> None:
     review.errors.extend(_calls(call))
     review.errors.extend(_other_kinds(call))
     review.errors.extend(_mixed(call, review))
+    review.errors.extend(_unsuited(call))
     review.errors.extend(_names(call))
     review.errors.extend(_shares(call))
     review.errors.extend(_without_latents(call))
@@ -129,6 +130,36 @@ def _mixed(call: Call, review: Review) -> list[str]:
         return []
     built, mistakes = _built(method)
     return mistakes or _lacking(policy, adapter, method, built)
+
+
+LOADERS = {"texts": "{0}texts, or {0}picture_texts where prompts show pictures", "images": "{0}pairs"}
+"""What reads records from files or (``hub_``) from the hub, by what a policy learns from."""
+
+
+def _unsuited(call: Call) -> Iterator[str]:
+    """Loaders of records whose module says, as ``OUTPUTS``, that they read outputs of another kind than the policy learns from."""
+    policy, mix, evaluation = (call.arguments.get(key) for key in ("policy", "mix", "evaluation"))
+    if not isinstance(policy, Call) or (adapter := _adapter(policy)) is None or not adapter.learns_from:
+        return
+    given = [call.arguments.get("records"), *(part.arguments.get("records") for part in (mix, evaluation) if isinstance(part, Call))]
+    for loader in (inner for records in given for inner in _sources(records)):
+        name = loader.name.rpartition(".")[2]
+        kind = (_module_says(loader, "OUTPUTS") or {}).get(name, adapter.learns_from)
+        if kind != adapter.learns_from:
+            reads = {"texts": "texts", "images": "images or videos"}
+            yield (
+                f"{loader.path}.use: {name} reads {reads[kind]}, and the policy {policy.name} learns from "
+                f"{reads[adapter.learns_from]}; takes {LOADERS[adapter.learns_from].format('hub_' if name.startswith('hub_') else '')}"
+            )
+
+
+def _sources(records: Any) -> Iterator[Call]:
+    """Records, and those that they are made of: under ``of``, one or several by name."""
+    if isinstance(records, Call):
+        yield records
+        yield from _sources(records.arguments.get("of"))
+    for inner in records.values() if isinstance(records, Mapping) else ():
+        yield from _sources(inner)
 
 
 def _without_gradient(call: Call, method: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ from mmalign.records import Pair, Ranking, Record, Thumb, Unread, outputs_of
 from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
+OUTPUTS = {"pairs": "images", "hub_pairs": "images"}  # what they read, or videos: for who checks a config
 
 SchemaName = Literal["auto", "pickapic", "hpdv2", "hpdv3", "imagereward", "videoreward", "thumbs", "demonstrations"]
 SCHEMAS: dict[str, outputs.Schema] = {

@@ -32,6 +32,7 @@ from mmalign.records import Record, Unseen, looked_at
 from mmalign.types import Prompt, UserError
 
 __all__ = ["hub_picture_texts", "picture_prompts", "picture_texts"]
+OUTPUTS = {"picture_texts": "texts", "hub_picture_texts": "texts"}  # what they read: for who checks a config
 
 SchemaName = Literal["auto", "preference", "rlhf_v", "rlaif_v", "mm_rlhf", "povid", "thumbs", "demonstrations", "ranked", "ultrafeedback"]
 KINDS = {"rlaif_v": "preference", "mm_rlhf": "preference", "povid": "preference"}  # data sets by their names: what their rows are

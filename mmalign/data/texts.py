@@ -18,6 +18,7 @@ from mmalign.records import Pair, Ranking, Record, Thumb
 from mmalign.types import UserError
 
 __all__ = ["hub_texts", "texts"]
+OUTPUTS = {"texts": "texts", "hub_texts": "texts"}  # what they read: for who checks a config
 
 SchemaName = Literal[
     "auto", "preference", "hh", "thumbs", "demonstrations", "stepwise", "ranked", "rated", "ultrafeedback", "critiques", "oasst"

@@ -73,7 +73,7 @@ def test_data_that_a_model_can_do_nothing_with_are_refused_before_its_weights_ar
         ("prompts: all of the first", questions(folders)),
         (f"prompts: {UNPICTURED}", questions(folders, policy=seeing(folders), prompts=asked, method={"use": "mdpo"})),
         (
-            "records: their outputs are images, and the policy learns from texts",
+            "records.use: pairs reads images or videos, and the policy transformers learns from texts; takes texts, or picture_texts",
             pairs(folders, records={"use": "pairs", "path": str(folders / "drawn.jsonl")}),
         ),
     ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign import config
 from mmalign.policies.twins import visions
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.types import UserError
@@ -118,6 +119,28 @@ def test_records_of_another_kind_are_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match=r"^evaluation\." + images[1:]):
         run_of(tmp_path, GOOD, evaluation={"every": 1, "samples": 1, "records": IMAGES, "prompts": ["q"]})
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+WORDS = {"use": "transformers", "model": {"use": "text"}, "max_completion": 8}
+FORWARD = {"use": "forward", "of": {"use": "diffusers", "pipeline": {"use": "digits"}}}
+CHECKED = [  # policy, method, records, what check says of them
+    (WORDS, "dpo", {"use": "pairs", "path": __file__}, "records.use: pairs reads images or videos, and the policy transformers"),
+    (
+        WORDS, "dpo",
+        {"use": "mixture", "of": {"a": {"use": "texts", "path": __file__}, "b": {"use": "hub_pairs", "name": "a/b"}}},
+        "records.of.b.use: hub_pairs reads images or videos, and the policy transformers learns from texts; takes hub_texts",
+    ),
+    (FORWARD, "flow_dpo", {"use": "texts", "path": __file__}, "records.use: texts reads texts, and the policy forward learns from images"),
+    (FORWARD, "flow_dpo", {"use": "pairs", "path": __file__}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "method", "records", "line"), CHECKED)
+def test_check_says_it_of_a_loader_of_the_other_kind(policy, method, records, line):
+    mistakes = config.check(
+        {"use": "offline", "policy": policy, "method": {"use": method}, "records": records, "steps": 1, "run": {"name": "r"}}
+    )
+    assert [mistake.startswith(line) for mistake in mistakes] == ([True] if line else []), mistakes
 
 
 def test_a_picture_that_does_not_decode_is_put_aside(tmp_path):
