@@ -27,6 +27,7 @@ SETTINGS: dict[str, str] = {
 }  # fmt: skip
 
 WITHOUT = {
+    "dead_end_value": "samples of the model as it is, and ends that are bad (text_small/dead_ends)",
     "critical_token_dpo": "contrasts", "t_reg": "contrasts", "reward_augmented_dpo": "contrasts", "srpo": "contrasts",
     "mdpo": "something to take away from the prompt", "opa_dpo": "something to take away from the prompt",
     "mapl": "something to take away from the prompt", "refuel": "turns",

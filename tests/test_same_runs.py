@@ -36,7 +36,7 @@ APART = (
 ELSEWHERE = {
     "diffusion_opd": "a teacher", "opd": "a teacher", "srpo": "a system turn", "sdpo": "a contrast", "cgpo": "judges",
     "gardo": "a reward of diversity",
-    "bradley_terry_mixture": "two scores", "peer_review": "two scores",
+    "bradley_terry_mixture": "two scores", "peer_review": "two scores", "bradley_terry_contrastive": "two views",
 }  # fmt: skip
 """What they read, and no table of these has."""
 

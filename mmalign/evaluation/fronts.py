@@ -14,6 +14,8 @@ Points = Sequence[Sequence[float]]
 def pareto_front(points: Points) -> list[int]:
     """The places of points that no other one beats: at least as good in every objective, and better in one. Of equal points the first.
 
+    points: one a row, a number for each objective, of which more is better.
+
     Examples:
         >>> mm.evaluation.pareto_front([(1, 0), (0, 1), (0.4, 0.4), (0.3, 0.4), (0, 1)])
         [0, 1, 2]
@@ -30,6 +32,8 @@ def pareto_front(points: Points) -> list[int]:
 
 def crowding(points: Points) -> list[float]:
     """How much room each point has: ``sum_k (next above in objective k - next below) / (largest - smallest)``; infinite at either end.
+
+    points: one a row, a number for each objective, of which more is better.
 
     Paper: NSGA-II (Deb et al. 2002), sec. III-B. An objective in which all are equal adds nothing.
 
@@ -51,6 +55,8 @@ def crowding(points: Points) -> list[float]:
 
 def sparsity(points: Points) -> float:
     """The mean squared gap between neighbours on a front, ``sum_k sum_i (p_k(i+1) - p_k(i))^2 / (n - 1)``, sorted by each objective.
+
+    points: one a row, a number for each objective, of which more is better.
 
     0 for one point. Smaller is denser; it says nothing of how far out the front is. Paper: Prediction-Guided Multi-Objective
     Reinforcement Learning (Xu et al. 2020), as C-MORL has it; recalled.
@@ -88,6 +94,8 @@ def hypervolume(points: Points, corner: Sequence[float]) -> float:
 
 def expected_utility(points: Points, *, divisions: int = 20) -> float:
     """``E_w[max_i w . p(i)]``: what somebody whose weights nobody knows gets of the best point for them, the mean over even weights.
+
+    points: one a row, a number for each objective, of which more is better.
 
     divisions: of each weight: all ``w`` whose entries are multiples of ``1 / divisions`` and add up to 1.
 

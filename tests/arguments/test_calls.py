@@ -57,7 +57,10 @@ def test_memory_ends_with_the_thing():
         (lambda: mm.like("TRL", mm.methods.ipo, bta=1.0), "ipo.bta: unknown key of ipo; nearest: beta; takes beta"),
         (lambda: mm.sample(object(), count=1), "sample.run_folder: got a object, takes str or path"),
         (lambda: mm.guided_sample(object()), "model: got a object, takes a pipeline, or the name of a run"),
-        (lambda: Run(Path("run"), {}, None).export(fromat="peft"), "export.fromat: unknown key of export; takes out, parameters"),
+        (
+            lambda: Run(Path("run"), {}, None).export(fromat="peft"),
+            "export.fromat: unknown key of export; nearest: form; takes out, parameters, form",
+        ),
         (lambda: Run(Path("run"), {}, None).sample(cont=1), "sample.cont: unknown key of sample; nearest: count; takes prompts, count"),
     ],
 )

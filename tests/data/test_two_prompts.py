@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 import mmalign as mm
 from mmalign.media import Limits, picture
 from mmalign.media.altering import Alteration
-from mmalign.recipes.offline import _rows
+from mmalign.recipes._records import rows_of
 from mmalign.records import Pair, Thumb, prompts_of
 from mmalign.types import Steps, UserError
 from tests.helpers import tiny_text
@@ -93,7 +93,7 @@ def test_dpo_compares_the_prompts(tmp_path):
     for parameter in policy.sets.trained.values():  # so that policy and reference differ
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter.shape)))
     method, pair = mm.methods.dpo(beta=0.5), Pair("a red fox", "it is so", "it is so", 1.0, "0", other="a blue fox")
-    prompts, outputs, feedback = _rows([pair], method)
+    prompts, outputs, feedback = rows_of([pair], method)
     assert prompts == ["a red fox", "a blue fox"]
     rollout = policy.encode(prompts, outputs, feedback.group, torch.Generator())
     policy.remember(rollout, ["ref"], 8)

@@ -46,7 +46,9 @@ def test_missing_labels_teach_nothing_and_ties_pull_the_margin_to_zero():
 def test_metrics_by_hand():
     method = dpo()
     metrics = method.loss(steps([2.0, 1.0, 5.0, 1.0]), method.signal(feedback([[0, 1], [3, 2]]))).metrics
-    assert {name: value.item() for name, value in metrics.items()} == {"margin": -1.5, "accuracy": 0.5, "better": 1.5, "worse": 3.0}
+    ranked = {"margin": -1.5, "accuracy": 0.5, "better": 1.5, "worse": 3.0}
+    assumed = {"violation": 0.5, "violation_nats": 2.0, "reference_violation": 0.0, "reference_violation_nats": 0.0}  # 1 against 5: 4 nats
+    assert {name: value.item() for name, value in metrics.items()} == ranked | assumed
     assert method.loss(steps([1.0] * 4), method.signal(feedback([[0, 1], [3, 2]]))).metrics["accuracy"] == 0.5
 
 

@@ -28,7 +28,7 @@ from tests.helpers.flat import transformers
 from tests.helpers.once import once
 from tests.test_contract import METHODS, ORACLES
 
-HEADS = ("value", "degree", "reward_mask", "kl_mask")
+HEADS = ("value", "degree", "dead_end", "reward_mask", "kl_mask")
 PROMPTS = {
     "token": ["abc", "why", "one two"],
     "transition": ["a", "b", "c"],
@@ -50,7 +50,7 @@ def method_of(name: str) -> Method:
 METHOD = {name: method_of(name) for name in ORACLES if name in METHODS}
 
 
-FOR_SO_MANY = ("peer_review", "bradley_terry_mixture")  # whose first oracle is for the five scores of a table
+FOR_SO_MANY = ("peer_review", "bradley_terry_mixture", "bradley_terry_contrastive")  # whose first oracle is for the five scores of a table
 
 # Policies
 

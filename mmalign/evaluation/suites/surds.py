@@ -92,7 +92,10 @@ def _is_box(box: Any) -> bool:
 
 
 def surds_scores(answers: Sequence[str | None], known: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES) -> Scores:
-    """Accuracy of each task, and the mean of those there are; an answer for each question, None for one that is missing."""
+    """Accuracy of each task, and the mean of those there are.
+
+    answers: one for each question, None for one that is missing. known: of each question its task and what is right.
+    """
     rows = [None if text is None else _found(text, one) for text, one in zip(answers, known, strict=True)]
     inside = [place for place, row in enumerate(rows) if row is not None]
     there = [task for task in TASKS if any(one["task"] == task for one in known)]

@@ -43,7 +43,7 @@ def staged(*, rewards: Mapping[str, Callable[..., Any]], keep: Mapping[str, Coun
     that do not fall, and for a reward that answers parts.
 
     Examples:
-        >>> rewards = {"brief": mm.rewards.length(3), "digit": mm.rewards.format(r".*[0-9].*")}
+        >>> rewards = {"brief": mm.rewards.length(4, least=2), "digit": mm.rewards.format(r".*[0-9].*")}
         >>> many = mm.rewards.staged(rewards=rewards, keep={"brief": 2})
         >>> many(["it is surely 4", "it is four", "no"], ["2 + 2?"] * 3).tolist()
         [1.0, 0.0, nan]
