@@ -72,6 +72,7 @@ def sparsity(points: Points) -> float:
 def hypervolume(points: Points, corner: Sequence[float]) -> float:
     """The volume between ``corner`` and what the points dominate, exact, by slices along the last axis; what is below it adds nothing.
 
+    points: one a row, a number for each objective, of which more is better.
     corner: of each objective, what is worth nothing. The time grows with the number of points to the power of objectives - 1.
 
     Paper: Zitzler, Thiele (1998), "the size of the space covered"; recalled.
