@@ -199,8 +199,9 @@ def _head(run: Trained, node: Mapping[str, Any], live: Any, forms: list[Form], l
     after = _after(run) if run.state.get("evaluations") else {}
     judges = {key: float(value) for key, value in after.items() if key in names and value is not None}
     method = run.config.get("method")
+    base = None if gguf.is_gguf(_name(node)) else _base_name(node)  # a file in a package is no repository
     return metadata(
-        name=_run_name(run), base=_base_name(node), model=live, forms=[form.name for form in forms],
+        name=_run_name(run), base=base, model=live, forms=[form.name for form in forms],
         method=str(method.get("use") if isinstance(method, Mapping) else method).rpartition(".")[2], judges=judges, license=license,
     )  # fmt: skip
 
@@ -262,7 +263,7 @@ def _base_name(node: Mapping[str, Any]) -> str | None:
     """The hub id, folder or file of what was trained; None for what a function makes."""
     name = _name(node)
     if "pipeline" not in node and gguf.is_gguf(name):
-        return "/".join(gguf.place_of(name))
+        return str(gguf.place_of(name))
     return name if isinstance(name, str) else None
 
 

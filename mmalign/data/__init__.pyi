@@ -27,6 +27,7 @@ from mmalign.data.transforms.forecast import forecast as forecast
 from mmalign.data.transforms.matched import matched as matched
 from mmalign.data.transforms.mixture import mixture as mixture
 from mmalign.data.transforms.principled import principled as principled
+from mmalign.data.transforms.prioritised import prioritised as prioritised
 from mmalign.data.transforms.rewritten import rewritten as rewritten
 from mmalign.data.transforms.transferred import transferred as transferred
 from mmalign.data.transforms.two_prompts import two_pictures as two_pictures

@@ -68,7 +68,10 @@ def free(config: dict[str, Any], path: tuple[Any, ...]) -> bool:
         "tools",
         "stages",
         "samplers",
+        "corner",
     }
+    if path[-3:-2] == ("first",) or ("world" in path[:-2] and path[-3:-2] == ("rewards",)):
+        return True  # weights in a list, and what letters of a map are paid
     return len(path) > 1 and (path[-2] in names or not {"vocabulary", "architecture"}.isdisjoint(path[:-1]))
 
 

@@ -20,6 +20,14 @@ from mmalign.types import UserError
 
 SCORED = [Pair(f"q{n}", f"good {n}", f"bad {n}", scores=(float(n + 1), 0.5), id=str(n)) for n in range(8)]
 
+RANKED = [
+    Ranking("q0", ("a", "b", "c"), (1.0, 4.0, 2.5), id="0"),  # 0, 1.5, 0
+    Ranking("q1", ("a", "b", "c", "d"), (3.0, float("nan"), 5.0, -2.0), id="1"),  # 1, 0, 3, 0
+    Ranking("q2", ("a", "b"), (2.0, 2.0), id="2"),  # nothing is ahead
+    Ranking("q3", ("a",), (9.0,), id="3"),
+    Ranking("q4", ("a", "b"), (-1.0, -1.5), id="4"),  # .25, 0
+]
+
 
 def taken(records: Any, count: int, **how: Any) -> list[Any]:
     return list(islice(records.stream(**{"seed": 3, **how}), count))
@@ -59,8 +67,10 @@ def test_dpo_on_conditioned_pairs_is_dpo_on_the_doubled_data() -> None:
         mm.data.chosen(SCORED, least=3.0),
         mm.data.mixture({"a": SCORED, "b": [Pair("x", "y", "z", id="b")]}, weights={"a": 1, "b": 2}),
         mm.data.rewritten(SCORED),
+        mm.data.prioritised(SCORED),
+        mm.data.prioritised(RANKED, look=1),
     ],
-    ids=["conditioned", "chosen", "mixture", "rewritten"],
+    ids=["conditioned", "chosen", "mixture", "rewritten", "prioritised", "several of a record"],
 )
 def test_a_run_goes_on_behind_any_record(records: Any) -> None:
     whole = taken(records, 40)
@@ -94,6 +104,21 @@ def test_records_are_chosen_by_a_number_of_theirs() -> None:
     assert {record.id for record in taken(mm.data.chosen(ranked, least=2.0), 5)} == {"wide"}
 
 
+AHEAD = {("q0", "b"): 1.5, ("q1", "a"): 1.0, ("q1", "c"): 3.0, ("q4", "a"): 0.25}
+
+
+@pytest.mark.parametrize("look", [1024, 1])  # what is looked at first is q4, of which q1 is sixteen times as far ahead
+def test_an_answer_comes_as_often_as_it_is_ahead(look: int) -> None:
+    records = mm.data.prioritised(RANKED, look=look)
+    assert records.largest == (0.25 if look == 1 else 4.0)
+    count = 6000
+    came = Counter((one.prompt, *one.outputs, *one.scores) for one in taken(records, count))
+    assert {(prompt, output): score for prompt, output, score in came} == pytest.approx(AHEAD)
+    for prompt, output, score in came:
+        p = AHEAD[prompt, output] / sum(AHEAD.values())
+        assert abs(came[prompt, output, score] / count - p) < 5 * (p * (1 - p) / count) ** 0.5  # independent draws would stay within it
+
+
 def test_sources_come_as_often_as_they_weigh() -> None:
     one, two = [Thumb("a", str(n), 1.0) for n in range(3)], [Thumb("b", str(n), 1.0) for n in range(50)]
     mixed = taken(mm.data.mixture({"one": one, "two": two}, weights={"one": 3, "two": 1}), 4000)
@@ -117,6 +142,9 @@ def test_records_that_cannot_be_made_are_said_in_one_line() -> None:
         (lambda: mm.data.chosen(SCORED, part=[0, 0.5], least=1.0), r"records\.part: given beside least or most"),
         (lambda: mm.data.chosen(SCORED, least=2.0, most=1.0), r"records\.most: got 1, takes more than least, which is 2"),
         (lambda: taken(mm.data.chosen(SCORED, least=99.0), 1), r"records: 1000 records in a row have a gap outside 99 to inf"),
+        (lambda: mm.data.prioritised(unscored), r"records\.of: seven has no scores, which say how often it comes"),
+        (lambda: mm.data.prioritised([Thumb("q", "a", 1.0)]), r"records\.of: got a Thumb, takes rankings, or pairs with scores"),
+        (lambda: mm.data.prioritised([Ranking("q", ("a", "b"), (2.0, 2.0))]), r"records\.of: in 1024 of them no answer's score is above"),
         (lambda: mm.data.mixture({"a": SCORED}), r"records\.of: takes two or more sources by name"),
         (lambda: mm.data.mixture({"a": SCORED, "b": SCORED}, weights={"a": 1}), r"records\.weights: b is in one of of and weights alone"),
         (lambda: mm.data.mixture({"a": SCORED, "b": SCORED}, weights={"a": 0, "b": 0}), r"records\.weights: got .*, takes numbers of 0 or"),

@@ -48,7 +48,7 @@ def test_targets_are_the_best_that_may_follow_and_the_end_is_what_it_is() -> Non
 def test_the_tables_are_of_the_word_that_was_said_and_of_the_best_that_may_be() -> None:
     made = policy()
     with torch.no_grad():
-        made.heads["dead_end"].weight.normal_(generator=torch.Generator().manual_seed(0))
+        made.heads["dead_end"].weight.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
         made.heads["dead_end"].bias[min(made.chat.never)] = -50.0  # the safest of all, if it could be said
     rollout = made.encode(["ab"], ["cd"], torch.tensor([0]), torch.Generator())
     steps = made.steps(rollout, torch.tensor([0]), needs=frozenset({DEAD_END}))

@@ -120,6 +120,8 @@ def a_lol(table: Table, *, ratio: str = "row", clip: float = 0.9, baseline: str 
         starts = {row: _cells(table, row)[0] for row in _rows(table) if not math.isnan(rewards[row])}
         average = {row: float(table.judged[row, start]) for row, start in starts.items()}
         total = total + sum(value / 2 * (table.value[row, start] - rewards[row]) ** 2 for row, start in starts.items())
+    if baseline == "none":
+        average = {row: 0.0 for row in _rows(table) if not math.isnan(rewards[row])}
     for row, expected in average.items():
         ahead = max(0.0, rewards[row] - expected)
         gaps = {step: float(table.log_probs[row, step] - table.ref[row, step]) for step in _cells(table, row)}
@@ -238,6 +240,7 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         ({"ratio": "none"}, a_lol),
         ({"baseline": "value", "value": 0.3}, a_lol),
         ({"baseline": "value", "ratio": "token"}, a_lol),
+        ({"baseline": "none"}, a_lol),
     ],
     "raft": [({}, raft), ({"best": 2, "beta": 0.3}, raft)],
     "superhf": [({}, superhf), ({"best": 2, "beta": 0.3, "kl": "exact"}, superhf)],

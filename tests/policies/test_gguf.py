@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 
 import gguf as library
 import pytest
@@ -47,15 +50,15 @@ def test_a_dtype_is_kept_and_its_template_is_the_files(file):
 
 
 def test_where_a_file_may_be(file, tmp_path, monkeypatch):
-    assert gguf.place_of(str(file)) == gguf.place_of({"gguf": str(file.parent)}) == (str(file.parent), "tiny.gguf")
+    assert gguf.place_of(str(file)) == gguf.place_of({"gguf": str(file.parent)}) == gguf.Place(str(file.parent), "tiny.gguf")
     assert gguf.is_gguf(str(file.parent)) and gguf.place_of(str(file.parent)).file == "tiny.gguf"
-    assert gguf.place_of("org/name/sub/x.gguf") == ("org/name", "sub/x.gguf")
+    assert gguf.place_of("org/name/sub/x.gguf") == gguf.Place("org/name", "sub/x.gguf")
     (tmp_path / "a_package").mkdir()
     (tmp_path / "a_package" / "__init__.py").write_text("raise RuntimeError('is not imported')\n")
     (tmp_path / "a_package" / "x.gguf").write_bytes(file.read_bytes())
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path / "a_package")
-    assert gguf.place_of("a_package/x.gguf") == (str(tmp_path / "a_package"), "x.gguf")
+    assert gguf.place_of("a_package/x.gguf") == gguf.Place(str(tmp_path / "a_package"), "x.gguf", "a_package")
     (tmp_path / "a_package" / "config.json").write_text("{}")
     assert not any(gguf.is_gguf(other) for other in (str(tmp_path / "a_package"), "org/name", {"use": "text"}, None))
 
@@ -113,19 +116,46 @@ def test_it_is_a_reference_of_another(file, tmp_path):
     assert not torch.allclose(rollout.held.refs["teacher"], rollout.log_probs, atol=1e-2)
 
 
-@pytest.mark.parametrize("lora", [{"rank": 2}, None])
-def test_a_run_of_it_is_sampled_and_exported(file, tmp_path, lora, mmalign, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    policy = {"use": "transformers", "model": str(file), "max_completion": 4, "lora": lora}
+def run_of(model, folder, mmalign, *, lora):
+    """A run of one step on a pair, sampled from and exported: its export."""
+    policy = {"use": "transformers", "model": model, "max_completion": 4, "lora": lora}
     config = {
-        "use": "offline", "policy": policy, "records": [["hi", "a", "b"]], "method": {"use": "dpo"}, "steps": 1, "batch": {"records": 1},
-        "optimizer": {"rate": 0.01}, "evaluation": {"prompts": ["hi"], "samples": 1}, "run": {"name": "r", "trackers": []},
+        "use": "offline", "policy": policy, "records": {"use": "texts", "path": "pairs.jsonl"}, "method": {"use": "dpo"},
+        "steps": 1, "batch": {"records": 1}, "optimizer": {"rate": 0.01}, "evaluation": {"prompts": ["hi"], "samples": 1},
+        "run": {"name": "r", "trackers": []},
     }  # fmt: skip
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "hi", "chosen": "a", "rejected": "b"}\n')
-    config["records"] = {"use": "texts", "path": "pairs.jsonl"}
-    (tmp_path / "c.yaml").write_text(json.dumps(config))
+    (folder / "pairs.jsonl").write_text('{"prompt": "hi", "chosen": "a", "rejected": "b"}\n')
+    (folder / "c.yaml").write_text(json.dumps(config))
     for words in (["train", "c.yaml"], ["sample", "r", "--count", "1"], ["export", "r"]):
         done = mmalign(*words)
         assert done.code == 0, done.err
-    card = (tmp_path / "runs" / "r" / "export" / "README.md").read_text()
+    return folder / "runs" / "r" / "export"
+
+
+@pytest.mark.parametrize("lora", [{"rank": 2}, None])
+def test_a_run_of_it_is_sampled_and_exported(file, tmp_path, lora, mmalign, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = (run_of(str(file), tmp_path, mmalign, lora=lora) / "README.md").read_text()
     assert (f"from_pretrained({str(file.parent)!r}, gguf_file='tiny.gguf'" in card) == (lora is not None)
+
+
+def test_an_export_of_a_model_in_a_package_names_the_package_and_no_path(file, tmp_path, mmalign, monkeypatch):
+    """The code of its card finds the package wherever it is installed, and does not import it."""
+    here, there = (tmp_path / name / "a_package" / "models" for name in ("here", "there"))
+    here.mkdir(parents=True)
+    (here.parent / "__init__.py").write_text("raise RuntimeError('is not imported')\n")
+    (here / "x.gguf").write_bytes(file.read_bytes())
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    monkeypatch.chdir(tmp_path)
+    export = run_of("a_package/models/x.gguf", tmp_path, mmalign, lora={"rank": 2})
+    card = (export / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert str(tmp_path) not in code and "base_model:" not in card and "# r\n\na_package/models/x.gguf, aligned" in card
+    assert json.loads((export / "adapter_config.json").read_text())["base_model_name_or_path"] == "a_package/models/x.gguf"
+    there.parent.parent.mkdir()
+    here.parent.rename(there.parent)
+    code = code.replace('"."', repr(str(export)))
+    path = f"import sys\nsys.path.insert(0, {str(there.parent.parent)!r})\n"
+    ran = [sys.executable, "-I", "-c", path + code + "print(type(model).__name__)"]
+    told = subprocess.run(ran, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout.split()[-1:]) == (0, ["PeftModelForCausalLM"]), told.stderr

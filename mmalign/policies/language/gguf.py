@@ -21,10 +21,15 @@ PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 class Place(NamedTuple):
-    """Where a GGUF file is: a folder or a hub id, and its name there."""
+    """Where a GGUF file is: a folder or a hub id, and its name there. package: PACKAGE, or PACKAGE/FOLDER, where that folder is in one."""
 
     home: str
     file: str
+    package: str = ""
+
+    def __str__(self) -> str:
+        """What it is called on any machine that has it: in a package by the package, elsewhere by its path or hub id."""
+        return f"{self.package or self.home}/{self.file}"
 
 
 def is_gguf(model: Any) -> bool:
@@ -46,7 +51,7 @@ def place_of(model: str | Mapping[str, Any]) -> Place:
     name = model["gguf"] if isinstance(model, Mapping) else model
     if not isinstance(name, str) or not name:
         raise UserError(f"{key}: got {name!r}, takes the path of a GGUF file")
-    path = _path(name)
+    path, package = _path(name)
     if path.is_dir():
         there = _inside(path)
         if len(there) != 1:
@@ -62,7 +67,7 @@ def place_of(model: str | Mapping[str, Any]) -> Place:
         with path.open("rb") as file:
             if (start := file.read(len(MAGIC))) != MAGIC:
                 raise UserError(f"{key}: {path} is no GGUF file: it begins with {start!r}, takes one that begins with {MAGIC!r}")
-        return Place(str(path.parent), path.name)
+        return Place(str(path.parent), path.name, package)
     of_hub = name.split("/")
     if len(of_hub) < 3 or not all(of_hub) or name.startswith("."):
         takes = "takes a GGUF file, PACKAGE/FILE.gguf of an installed package, or ORGANISATION/NAME/FILE.gguf of the hub"
@@ -82,7 +87,7 @@ def config_of(place: Place) -> Any:
     from transformers import AutoConfig
 
     options(place)
-    with reading("policy.model", f"{place.home}/{place.file}", TAKES):
+    with reading("policy.model", str(place), TAKES):
         return AutoConfig.from_pretrained(place.home, gguf_file=place.file)
 
 
@@ -90,9 +95,21 @@ def code_of(place: Place, home: str) -> list[str]:
     """The lines that load such a model as a user would. home: the class of transformers that does."""
     more = ", quantization_config=GgufConfig(dequantize=True)" if unpacked() else ""
     names = f"{home}, GgufConfig" if unpacked() else home
+    where, there = list[str](), repr(place.home)
+    if place.package:
+        package, *folders = place.package.split("/")
+        inside = "/".join([*folders, place.file])
+        where = [
+            "from importlib.util import find_spec",
+            "from pathlib import Path",
+            f"places = [Path(place) for place in find_spec({package!r}).submodule_search_locations]  # of this installed package",
+            f"file = next(place / {inside!r} for place in places if (place / {inside!r}).is_file())",
+        ]
+        there = "str(file.parent)"
     return [
+        *where,
         f"from transformers import {names}  # with the package gguf",
-        f"model = {home}.from_pretrained({place.home!r}, gguf_file={place.file!r}{more})",
+        f"model = {home}.from_pretrained({there}, gguf_file={place.file!r}{more})",
     ]
 
 
@@ -105,13 +122,15 @@ def unpacked() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _path(name: str) -> Path:
-    """The path of a file or folder; that in a package, where there is none of that name but a package that has it. Imports nothing."""
+def _path(name: str) -> tuple[Path, str]:
+    """The path of a file or folder, and PACKAGE or PACKAGE/FOLDER where there is none of that name but a package that has it; imports
+    nothing."""
     package, _, rest = name.partition("/")
     if not Path(name).exists() and rest and package.isidentifier() and (found := find_spec(package)) is not None:
         inside = (Path(home) / rest for home in found.submodule_search_locations or ())
-        return next((path for path in inside if path.is_file()), Path(name))
-    return Path(name)
+        if (path := next((path for path in inside if path.is_file()), None)) is not None:
+            return path, name.rpartition("/")[0]
+    return Path(name), ""
 
 
 def _inside(folder: Path) -> list[str]:

@@ -75,7 +75,7 @@ def _of_gguf(place: gguf.Place, reader: Any, *, dtype: str | None) -> tuple[Any,
     """A causal language model in a GGUF file, and its tokenizer, which is in the file too; in float32, or the type of its matrices."""
     from transformers import AutoModelForCausalLM
 
-    floating, options, name = type_of(dtype), gguf.options(place), f"{place.home}/{place.file}"
+    floating, options, name = type_of(dtype), gguf.options(place), str(place)
     config = gguf.config_of(place)
     with reading("policy.model", name, gguf.TAKES):
         settings = {"dtype": floating or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}

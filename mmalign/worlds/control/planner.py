@@ -141,7 +141,7 @@ class Planner(nn.Module):
         for at in range(denoising):
             t, after = (Level(levels.signal[place].float(), levels.noise[place].float()) for place in (at, at + 1))
             asked, free = (self(x, t, v, one) for one in (m, torch.zeros_like(m)))
-            clean = guidance * asked - guidance * free
+            clean = (1 + guidance) * asked - guidance * free
             clean[:, first] = begin
             x, _ = kernel(Prediction(clean, (x - t.signal * clean) / t.noise), x, t, after)
         x[:, first] = begin

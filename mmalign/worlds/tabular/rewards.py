@@ -83,4 +83,4 @@ def _paid(mdp: Mdp, table: Tensor, potential: Tensor, shaping: Shaping | None, s
 
 def _from(place: int, rows: list[tuple[list[int], list[int]]], paid: list[Tensor]) -> list[Tensor]:
     """What each episode was paid for its steps from one state."""
-    return [each[torch.tensor(states[1:]) == place].sum() for (states, _), each in zip(rows, paid, strict=True)]
+    return [each[torch.tensor(states[:-1]) == place].sum() for (states, _), each in zip(rows, paid, strict=True)]
