@@ -244,14 +244,17 @@ def table(  # the options of a command
     number: Annotated[list[str] | None, typer.Option(help='A column, as "SUITE: NUMBER"; may be given more than once.')] = None,
     inside: Annotated[str | None, typer.Option(help="A suite like the data that rewards were trained on.")] = None,
     outside: Annotated[str | None, typer.Option(help="A suite unlike them: the drop is a column.")] = None,
+    own: Annotated[list[str] | None, typer.Option(help='What runs were to improve, as "judge NAME"; their rewards by default.')] = None,
+    less: Annotated[list[str] | None, typer.Option(help="A column of which less is better; may be given more than once.")] = None,
     out: Annotated[Path, typer.Option(help="A folder for the table, the numbers and the picture.")] = Path("table"),
 ) -> None:
-    """Set evaluations beside each other: reward models, rewards and judges over runs, with rank correlations and a picture."""
+    """Set evaluations beside each other: reward models, rewards and judges over runs, with rank correlations, and what training cost."""
     with mistakes_as_lines(context):
         from mmalign.cli.printing import print_rows
         from mmalign.rooms import find
 
-        made = find("mmalign.commands", "tabulate")(folders, out=out, numbers=number, inside=inside, outside=outside)
+        options: dict[str, Any] = {"numbers": number, "inside": inside, "outside": outside, "own": own, "less": less or ()}
+        made = find("mmalign.commands", "tabulate")(folders, out=out, **options)
         shown = [(name, *(_number(row.get(column)) for column in made.columns)) for name, row in made.rows.items()]
         print_rows("evaluations", ("", *made.columns), shown, head=True)
         found = [(one.first, one.second, str(one.rows), _number(one.spearman), _number(one.spearman_p)) for one in made.correlations]
@@ -264,4 +267,7 @@ def table(  # the options of a command
                 for name, one in its.items()
             ]
             print_rows("drift over evaluations", ("drift of", "", "first", "last", "M", "SE of M", "tau"), moved, head=True)
+        head, rows = made.changed()
+        if rows:
+            print_rows("after training - before", ("after - before", *head), rows, head=True)
         echo(f"written: {made.path / 'table.md'}")

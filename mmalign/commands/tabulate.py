@@ -1,9 +1,8 @@
-"""Evaluations beside each other: a row for each run, reward or judge, rank correlations between the numbers, and how these drifted."""
+"""Evaluations beside each other: a row for each run, reward or judge, rank correlations, how numbers drifted, and what training cost."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from mmalign.commands._tax import LENGTH, Change, changes, lengths, of_suites, read_results
 from mmalign.evaluation.best_of import best_of_n_kl
 from mmalign.evaluation.drift import Drift, drift
 from mmalign.files import finite, write_bytes, write_json, write_text
@@ -42,7 +42,8 @@ class Correlation:
 class Tabulated:
     """rows: name -> column -> number. columns: in their order. correlations: of every two columns. path: the folder of what was written.
 
-    drifts: run -> reward or judge -> how it moved over the run's evaluations.
+    drifts: run -> reward or judge -> how it moved over the run's evaluations. changes: run -> its numbers before training and after it,
+    those of its own judges first.
     """
 
     rows: Mapping[str, Mapping[str, float]]
@@ -50,6 +51,14 @@ class Tabulated:
     correlations: Sequence[Correlation]
     path: Path
     drifts: Mapping[str, Mapping[str, Drift]] = field(default_factory=dict)
+    changes: Mapping[str, Sequence[Change]] = field(default_factory=dict)
+
+    def changed(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows): what training gained and lost, a row for each run; nothing where no number has a before and an after."""
+        every = [one for its in self.changes.values() for one in its]
+        columns = list(dict.fromkeys([one.name for one in every if one.own] + [one.name for one in every]))
+        cells = {run: {one.name: one.shown() for one in its} for run, its in self.changes.items()}
+        return columns, [[run, *(its.get(column, "–") for column in columns)] for run, its in cells.items()]
 
     def table(self) -> str:
         """As Markdown: numbers, and then correlations."""
@@ -66,12 +75,16 @@ class Tabulated:
                 f"| {run} | {name} | {' | '.join(map(_shown, one[:4]))} | {one.time:g} |".replace("nan |", "– |")
                 for name, one in moved.items()
             ]
+        head, rows = self.changed()
+        if rows:
+            lines += ["", f"| after training - before | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+            lines += [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join(lines) + "\n"
 
 
 def tabulate(
     folders: Sequence[str | Path], *, out: str | Path, numbers: Sequence[str] | None = None, inside: str | None = None,
-    outside: str | None = None,
+    outside: str | None = None, own: Sequence[str] | None = None, less: Sequence[str] = (),
 ) -> Tabulated:  # fmt: skip
     """A table of evaluations over runs, with rank correlations between its columns, written as ``table.md``, ``.json`` and ``.png``.
 
@@ -83,15 +96,20 @@ def tabulate(
         numbers: columns that are shown, as ``SUITE: NUMBER``; by default the first number of each suite, and all of a run's own.
         inside, outside: suites in and out of the distribution that rewards were trained on; ``drop`` is the first number of the one minus
             that of the other, by which implicit and explicit rewards are told apart.
+        own: columns by which a run was to become better, such as ``judge green``; by default the rewards that it was trained on, and, where
+            it was trained on records, its first judge. less: columns of which less is better.
 
-    Of a run's rewards and judges it says besides how far they moved from its first evaluation to its last (M), and the first step at which
-    95 % of that was reached (tau; ``evaluation.drift``): with a judge that says 1 for answers of one stance, how that stance drifted.
+    What alignment cost: for each run, by how much its own numbers and all others that are shown changed with training, and whether that is
+    beyond two standard errors: ``gained``, ``lost``, ``no difference``, or ``not known``. Rewards and judges: from the first evaluation to
+    the last (or the best, where the run kept it); suites: from ``mmalign eval RUN --suite S --set ref`` to the same without ``--set``.
+    Where both answered in words there is a column of the ratio of lengths, in characters, mean over mean (``evaluation.length_ratio``).
 
     Where ``best_of_samples`` was measured the picture draws gold against the KL of best-of-n, a curve for each row.
 
     Paper: Lambert, Calandra, "The Alignment Ceiling" (2023), https://arxiv.org/abs/2311.00168: that these correlate is not to be taken for
     granted; Lin et al., "On the Limited Generalization Capability of the Implicit Reward Model Induced by Direct Preference Optimization"
-    (2024), https://arxiv.org/abs/2409.03650: the drop. The drift is that of https://arxiv.org/abs/2510.26707.
+    (2024), https://arxiv.org/abs/2409.03650: the drop. The drift is that of https://arxiv.org/abs/2510.26707. What alignment costs and the
+    ratio of lengths: Hein et al. (2024), https://arxiv.org/abs/2410.07025, recalled.
 
     Errors: UserError for a folder that is neither, one that holds nothing measured, and names that no column has.
     """
@@ -99,9 +117,12 @@ def tabulate(
     curves: dict[str, list[tuple[float, float]]] = {}
     firsts: dict[str, str] = {}
     drifts: dict[str, dict[str, Drift]] = {}
+    moves: dict[str, list[Change]] = {}
     for folder in map(Path, folders):
-        name, row, moved = _row(folder, firsts, curves)
+        name, row, moved, changed = _row(folder, firsts, curves)
         rows[name] = {**rows.get(name, {}), **row}
+        if changed:
+            moves[name] = changed
         if moved:
             drifts[name] = moved
     if not rows:
@@ -116,35 +137,52 @@ def tabulate(
             row["drop"] = row.get(str(ends[0]), math.nan) - row.get(str(ends[1]), math.nan)
         columns.append("drop")
     correlations = [found for pair in combinations(columns, 2) if (found := _correlated(rows, *pair)) is not None]
-    made = Tabulated(rows, columns, correlations, Path(out), drifts)
+    made = Tabulated(rows, columns, correlations, Path(out), drifts, _judged(moves, measured, columns, own, less))
     _write(made, curves)
     return made
 
 
 def _row(
     folder: Path, firsts: dict[str, str], curves: dict[str, list[tuple[float, float]]]
-) -> tuple[str, dict[str, float], dict[str, Drift]]:
-    """What a folder is called, its numbers, and how a run's moved. firsts: suite -> its first number, which this adds to; curves: name ->
-    (KL, gold)."""
+) -> tuple[str, dict[str, float], dict[str, Drift], list[Change]]:
+    """What a folder is called, its numbers, and how a run's moved and changed. firsts: suite -> its first number, which this adds to;
+    curves: name -> (KL, gold)."""
     if (folder / "results.json").is_file():
-        return (*_evaluated(folder / "results.json", firsts, curves), {})
+        return (*_evaluated(folder / "results.json", firsts, curves), {}, [])
     if not (folder / "config.yaml").is_file():
         raise UserError(f"table: {folder} is neither a run (config.yaml) nor a folder of mmalign eval (results.json)")
     run, row, name = read(folder), dict[str, float](), folder.resolve().name
-    for file in _results(folder):
+    after, before = of_suites(_results(folder))
+    for file in after:
         row |= _evaluated(file, firsts, curves)[1]
     for model in [str(node["run"]) for node in _nodes(run.config.get("rewards")) if node.get("use") == "trained" and "run" in node]:
         of_model: dict[str, str] = {}
-        for file in _results(Path(model)):
+        for file in of_suites(_results(Path(model)))[0]:
             row |= {f"{column}{MODEL}": value for column, value in _evaluated(file, of_model, {})[1].items()}
         for suite, first in of_model.items():
             firsts.setdefault(f"{suite}{MODEL}", f"{first}{MODEL}")
     last = run.evals[-1] if run.evals else {}
     row |= {f"reward {key}": float(last[key]) for key in run.rewards if isinstance(last.get(key), (int, float))}
     row |= {f"judge {key}": float(last[key]) for key in run.judges if isinstance(last.get(key), (int, float))}
+    row |= {column: found["length_ratio"].value for column, found in lengths(run, after, before).items()}
     if not row:
         raise UserError(f"table: {folder} holds nothing measured: no evaluation, no reward and no judge in its log")
-    return name, row, _drifts(run)
+    return name, row, _drifts(run), changes(run, after, before)
+
+
+def _judged(
+    moves: Mapping[str, Sequence[Change]], measured: Sequence[str], columns: Sequence[str], own: Sequence[str] | None, less: Sequence[str]
+) -> dict[str, list[Change]]:
+    """The changes of own numbers and of the columns that are shown, own first. Errors: UserError for columns that were not measured."""
+    for key, names in (("own", own or ()), ("less", less)):
+        if strange := next((name for name in names if name not in measured), None):
+            raise UserError(f"table.{key}: got {strange!r}, takes {', '.join(measured[:40])}")
+    kept = {}
+    for run, its in moves.items():
+        said = [one._replace(own=one.own if own is None else one.name in own, less=one.name in less) for one in its]
+        shown = [one for one in said if one.own or one.name in columns]
+        kept[run] = sorted(shown, key=lambda one: not one.own)
+    return kept
 
 
 def _drifts(run: RunData) -> dict[str, Drift]:
@@ -163,11 +201,8 @@ def _results(folder: Path) -> list[Path]:
 
 
 def _evaluated(file: Path, firsts: dict[str, str], curves: dict[str, list[tuple[float, float]]]) -> tuple[str, dict[str, float]]:
-    try:
-        results = json.loads(file.read_bytes())
-        suite, values = str(results["suite"]), {str(name): value["value"] for name, value in results["values"].items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"table: {file} is not what mmalign eval writes ({type(error).__name__})") from error
+    results = read_results(file)
+    suite, values = results["suite"], {str(name): value["value"] for name, value in results["values"].items()}
     row = {f"{suite}: {name}": float(value) for name, value in values.items() if isinstance(value, (int, float))}
     known = [name for name in [*results.get("headline", ()), *values] if f"{suite}: {name}" in row]
     if known:
@@ -192,7 +227,7 @@ def _nodes(value: Any) -> list[Mapping[str, Any]]:
 
 def _columns(measured: Sequence[str], numbers: Sequence[str] | None, firsts: Sequence[str]) -> list[str]:
     if numbers is None:
-        return [column for column in measured if column in firsts or column.startswith(("reward ", "judge "))]
+        return [column for column in measured if column in firsts or column.startswith(("reward ", "judge ")) or column.endswith(LENGTH)]
     if strange := next((name for name in numbers if name not in measured), None):
         raise UserError(f"table.numbers: got {strange!r}, takes {', '.join(measured[:40])}")
     return list(numbers)
@@ -218,6 +253,7 @@ def _write(made: Tabulated, curves: Mapping[str, Sequence[tuple[float, float]]])
         "rows": {name: dict(row) for name, row in made.rows.items()}, "columns": list(made.columns),
         "correlations": [vars(one) for one in made.correlations],
         "drifts": {run: {name: one._asdict() for name, one in moved.items()} for run, moved in made.drifts.items()},
+        "changes": {run: [{**one._asdict(), "verdict": one.verdict} for one in its] for run, its in made.changes.items()},
         "curves": {name: list(map(list, curve)) for name, curve in curves.items()},
     }  # fmt: skip
     write_text(made.path / "table.md", made.table())

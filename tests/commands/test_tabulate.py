@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
 
 import mmalign as mm
 from mmalign.cli import app
+from mmalign.commands._tax import Change
+from mmalign.runs import answers
 from mmalign.types import UserError
 
 
@@ -82,6 +85,56 @@ def test_how_a_stance_drifted_over_a_run(tmp_path):
     assert "| run | r | 1.000 | 1.000 | 0.000 | – | – |" in text  # still, and without errors
     kept = json.loads((tmp_path / "table/table.json").read_text())["drifts"]["run"]
     assert kept["support"]["time"] == 150 and kept["r"]["time"] is None
+
+
+def asked(folder, using, answers, **values):
+    """What ``mmalign eval`` leaves of a suite: number -> (value, error)."""
+    folder.mkdir(parents=True)
+    numbers = {
+        name: {"value": value, "low": value - 2 * error, "high": value + 2 * error, "error": error}
+        for name, (value, error) in values.items()
+    }
+    node = {"suite": folder.name.removesuffix("-ref"), "who": "x", "using": using, "headline": [next(iter(values))], "values": numbers}
+    (folder / "results.json").write_text(json.dumps(node))
+    lines = [{"id": name, "answer": answer} for name, answer in answers.items()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_alignment_gained_and_cost(tmp_path):
+    """Two runs: one trained on a reward, that kept its best step, one on records."""
+    judged = {"evaluation": {"judges": {"gold": {"use": "length"}}}}
+    for name, config in {"a": {"use": "online", "rewards": {"rm": {"use": "length"}}, **judged}, "b": {"use": "offline", **judged}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(json.dumps(config))
+        rows = [{"step": step, "gold": 0.5 + step / 100, "gold_se": 0.03} for step in (0, 10, 20)]
+        rows = [{**row, "rm": row["step"] / 10, "rm_se": 0.1} for row in rows] if name == "a" else rows
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps({"phase": "eval", **row}) + "\n" for row in rows))
+    (tmp_path / "a/summary.json").write_text(json.dumps({"best_step": 10}))
+    for step, texts in {0: ("ab", "abcd"), 10: ("abcdef", "abcdef"), 20: ("a", "a")}.items():
+        answers.write(tmp_path / "a", step, ["p", "q"], texts)
+    asked(tmp_path / "a/evaluations/pope", "best", {"1": "yes it is", "2": "no", "3": "n"}, f1=(0.70, 0.03), yes=(0.6, 0.01))
+    asked(tmp_path / "a/evaluations/pope-ref", "ref", {"1": "yes", "2": "no"}, f1=(0.85, 0.04), yes=(0.5, 0.01))
+    asked(tmp_path / "a/evaluations/chair", "best", {}, chair=(0.2, 0.01))
+    asked(tmp_path / "a/evaluations/chair-ref", "ref", {}, chair=(0.3, 0.01))
+    made = mm.tabulate([tmp_path / "a", tmp_path / "b"], out=tmp_path / "table", less=["chair: chair"])
+    assert made.rows["a"]["pope: f1"] == 0.7  # what the run came to, not what it began with
+    assert made.rows["a"]["length ratio"] == pytest.approx(12 / 6) and made.rows["a"]["pope: length ratio"] == pytest.approx(11 / 5)
+    head, rows = made.changed()
+    assert head == ["reward rm", "judge gold", "chair: chair", "pope: f1"]
+    assert rows == [
+        ["a", "own +1.000 ± 0.141 gained", "+0.100 ± 0.042 gained", "-0.100 ± 0.014 gained", "-0.150 ± 0.050 lost"],
+        ["b", "–", "own +0.200 ± 0.042 gained", "–", "–"],
+    ]
+    text = (tmp_path / "table/table.md").read_text()
+    assert "| after training - before | reward rm | judge gold | chair: chair | pope: f1 |" in text and "| b | – | own +0.200" in text
+    other = mm.tabulate([tmp_path / "a"], out=tmp_path / "other", own=["judge gold"]).changes["a"]
+    assert [(one.name, one.own, one.verdict) for one in other][:2] == [("judge gold", True, "gained"), ("reward rm", False, "gained")]
+    assert {one.name: one.verdict for one in other}["chair: chair"] == "lost"
+    done = CliRunner().invoke(app, ["table", str(tmp_path / "a"), "--less", "chair: chair", "--out", str(tmp_path / "cli")])
+    assert done.exit_code == 0 and "-0.150 ± 0.050 lost" in done.output, done.output
+    with pytest.raises(UserError, match=r"table.less: got 'chair', takes "):
+        mm.tabulate([tmp_path / "a"], out=tmp_path / "x", less=["chair"])
+    assert Change("x", 0.0, 0.1, 0.05).verdict == "no difference" and Change("x", 0.0, 9.0, math.nan).verdict == "not known"
 
 
 def test_curves_of_best_of_n(tmp_path):
