@@ -30,7 +30,7 @@ def bradley_terry_contrastive(
         sharpness: of what the other is to belong to, 1 / SwAV's epsilon. rounds: of balancing.
 
     Paper: Secrets of RLHF in Large Language Models Part II: Reward Modeling, arXiv 2401.06080, sec. 3 (recalled: SwAV, and SimCSE, on
-    features of two draws of dropout, added to the loss of preferences); SwAV, arXiv 2006.09882, eq. 1 to 5.
+    features of two draws of dropout, added to the loss of preferences); SwAV, arXiv 2006.09882, eq. 1 to 5 (recalled).
 
     Deviations: SimCSE's loss, whose negatives are other rows, is not there; features of each row are contrasted, where the paper also
     contrasts the differences of pairs; there is no projection between features and prototypes, and no queue of earlier rows.
