@@ -37,8 +37,9 @@ def sparsepo(
     Deviations: the formula is that of the authors' code. The masks are the policy's (terms ``reward_mask`` and ``kl_mask``): of
     language models, ``heads: [kl_mask, reward_mask]``, a line and a ReLU on the reference's last hidden states, trained with it. They
     start at 1, where this is ``tdpo1``; their start, and one layer of states where the authors have several, are ours. Soft labels are
-    ours. Masks of activations are recalled: that one serves both, that the states are those of every layer behind the embeddings, averaged before they are
-    made even, that the spread is the row's own, and that a row whose steps are all alike (one of one step, too) has a mask of 1.
+    ours. Masks of activations are recalled: that one serves both, that the states are those of every layer behind the embeddings,
+    averaged before they are made even, that the spread is the row's own, and that a row whose steps are all alike (one of one step, too)
+    has a mask of 1.
     """
     links.positive(beta=beta)
     if masks not in ("learned", "activations"):
