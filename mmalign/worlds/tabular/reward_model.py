@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.scorers.heads._head import Head
+from mmalign.policies.scorers.named_features import Numbers
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.records import RefusedRow
 from mmalign.types import EVERY, Rollout, UserError
@@ -48,20 +48,6 @@ def tabular_reward(*, world: Mdp | None = None, by: Literal["return", "regret"] 
     return ScorerPolicy(reader, reader, Head("tabular_reward", lambda *_: Learned(mdp, by)), scores=["score"], trained="all")
 
 
-@dataclass(frozen=True)
-class Counts:
-    """table: ``[B, H S A]``, which action was done in which state at which time: ``discount^t`` there, else 0."""
-
-    table: Tensor
-
-    def take(self, rows: Tensor) -> Counts:
-        return Counts(self.table[rows])
-
-    @staticmethod
-    def join(parts: Sequence[Counts]) -> Counts:
-        return Counts(torch.cat([part.table for part in parts]))
-
-
 class Visits:
     """Episodes as counts of what was done; a ``readers.Reader`` without parameters."""
 
@@ -83,7 +69,10 @@ class Visits:
         return {}
 
     def read(self, prompts: list[Any], outputs: Any, group: Tensor, rng: torch.Generator | None, *, part: slice = EVERY) -> Rollout:
-        """Counts. Errors: RefusedRow for the first output that is no episode of this world."""
+        """``Numbers [B, H S A]``: which action was done in which state at which time, ``discount^t`` there, else 0.
+
+        Errors: RefusedRow for the first output that is no episode of this world.
+        """
         places = range(len(prompts))[part]
         table = torch.zeros((len(places), *self.shape), dtype=torch.float64)
         for row, place in enumerate(places):
@@ -95,11 +84,11 @@ class Visits:
             table[row, steps, states[:-1], actions] = self.world.discount ** steps.double()
         nothing = torch.full((len(places), 1), torch.nan, dtype=torch.float64)
         asked, given = list(prompts[part]), [outputs[place] for place in places]
-        return Rollout(asked, given, nothing, nothing.isnan(), group[part], held=Counts(table.flatten(1)))
+        return Rollout(asked, given, nothing, nothing.isnan(), group[part], held=Numbers(table.flatten(1)))
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """``[R, H S A]`` float64."""
-        return rollout.held.table[rows]  # type: ignore[no-any-return]
+        return rollout.held.values[rows]  # type: ignore[no-any-return]
 
 
 class Learned(nn.Module):
