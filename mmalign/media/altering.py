@@ -52,7 +52,7 @@ class Alteration:
             torch.manual_seed(seed)
             try:
                 changed = self.change(whole)
-            except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:  # whatever a transform raises
+            except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever a transform raises
                 raise UserError(f"transform: {self.name} refuses a picture: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(changed, Image.Image):
             raise UserError(f"transform: {self.name} makes a {type(changed).__name__} of a picture, takes one that makes a picture")

@@ -48,6 +48,16 @@ def test_the_views_are_two_draws_of_dropout_and_the_first_features_know_none() -
         assert torch.equal(as_reward[0], as_reward[1]) and torch.equal(as_reward[0], as_reward[2])
 
 
+def test_rows_keep_their_draws_where_they_are_joined_and_taken() -> None:
+    reader: Any = mm.policies.two_views(language(), share=0.3)
+    each = [reader.read(["p"], [word], torch.tensor([0]), torch.Generator().manual_seed(seed)) for seed, word in enumerate(("one", "two"))]
+    with torch.no_grad():
+        first, second = (reader.features(one, torch.tensor([0])) for one in each)
+        taken = type(each[0]).join(each).take(torch.tensor([1, 0])).take(torch.tensor([1]))
+        torch.testing.assert_close(reader.features(taken, torch.tensor([0])), first)
+        assert not torch.allclose(first, second)
+
+
 def test_the_views_come_to_agree_and_the_run_is_a_reward_of_one_score(tmp_path: Path) -> None:
     policy = reward_model()
     before = {name: value.detach().clone() for name, value in policy.parameters().items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Share
+from mmalign.policies.scorers._seeded import Seeded
 from mmalign.policies.scorers.readers import Reader, reader_of
 from mmalign.policies.scorers.thinned import thinned
 from mmalign.policies.transformers import TransformersPolicy
@@ -43,21 +44,6 @@ def two_views(of: TransformersPolicy | Reader, *, share: Share = 0.1) -> TwoView
     return TwoViewsReader(reader, share)
 
 
-@dataclass(frozen=True)
-class Viewed:
-    """of: what the reader holds. seeds: ``[B]`` int64, of the draws of each row's views; below 0: none."""
-
-    of: Any
-    seeds: Tensor
-
-    def take(self, rows: Tensor) -> Viewed:
-        return Viewed(self.of.take(rows), self.seeds[rows])
-
-    @staticmethod
-    def join(parts: Sequence[Viewed]) -> Viewed:
-        return Viewed(type(parts[0].of).join([part.of for part in parts]), torch.cat([part.seeds for part in parts]))
-
-
 class TwoViewsReader:
     """See ``two_views``; a ``readers.Reader``. ``views``: how many features there are in place of one."""
 
@@ -80,7 +66,7 @@ class TwoViewsReader:
         """As the reader reads them, and a seed of the views; of all rows the same. Errors: those of the reader."""
         seed = -1 if rng is None else int(torch.randint(SEEDS, (), generator=rng))
         rollout = self.of.read(prompts, outputs, group, rng, part=part)
-        return replace(rollout, held=Viewed(rollout.held, torch.full((len(rollout.prompts),), seed)))
+        return replace(rollout, held=Seeded(rollout.held, torch.full((len(rollout.prompts),), seed)))
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """``[R, 3 H]`` float32, differentiable as the reader's are."""

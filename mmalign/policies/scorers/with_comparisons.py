@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count
+from mmalign.policies.scorers._seeded import Seeded
 from mmalign.policies.scorers.readers import Reader, reader_of
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Records, once, read
@@ -41,21 +42,6 @@ def with_comparisons(of: TransformersPolicy | Reader, *, records: Records | Sequ
     Errors: UserError for records that are no pairs, and where none has an annotator.
     """
     return ComparisonsReader(reader_of(of), records, most)
-
-
-@dataclass(frozen=True)
-class Beside:
-    """of: what the reader holds. seeds: ``[B]`` int64, of the draw of each row's comparisons; below 0: none is drawn."""
-
-    of: Any
-    seeds: Tensor
-
-    def take(self, rows: Tensor) -> Beside:
-        return Beside(self.of.take(rows), self.seeds[rows])
-
-    @staticmethod
-    def join(parts: Sequence[Beside]) -> Beside:
-        return Beside(type(parts[0].of).join([part.of for part in parts]), torch.cat([part.seeds for part in parts]))
 
 
 class ComparisonsReader:
@@ -94,7 +80,7 @@ class ComparisonsReader:
         """As the reader reads them, and a seed of what is drawn. Errors: those of the reader."""
         seed = -1 if rng is None else int(torch.randint(2**31, (), generator=rng))
         rollout = self.of.read(prompts, outputs, group, rng, part=part)
-        return replace(rollout, held=Beside(rollout.held, torch.full((len(rollout.prompts),), seed)))
+        return replace(rollout, held=Seeded(rollout.held, torch.full((len(rollout.prompts),), seed)))
 
     def features(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """``[R, (1 + most) H]`` float32, of which the first H are differentiable as the reader's are."""
