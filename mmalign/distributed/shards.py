@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from mmalign.distributed.meshes import mesh_of
 from mmalign.distributed.team import Team
 from mmalign.types import Policy, UserError
 
@@ -136,15 +137,13 @@ class Shards:
     """
 
     def __init__(self, sets: Sets, devices: Placed, team: Team, *, device: torch.device | None = None):
-        from torch.distributed.device_mesh import init_device_mesh
-
         self.sets, self.team, self.devices = sets, team, devices
         self.blocks, self.numbers, self.names = list[Any](), list[int](), list[list[str]]()
         self.leaves, self.sums = dict[str, nn.Parameter](), dict[str, Tensor]()
         kind = (device or next(sets.module.parameters()).device).type
         if devices.offload and kind == "cpu":
             raise UserError("devices.offload: got true, and the model is on the CPU already; takes false")
-        self.mesh = init_device_mesh(kind, (team.size,))
+        self.mesh = mesh_of(kind, (team.size,))
         self.cut([sets.module])
         if not self.blocks:
             raise UserError(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmalign.distributed.meshes import mesh_of
 from mmalign.policies.language.fitting import ROUNDING
 from mmalign.types import UserError
 
@@ -84,11 +85,9 @@ def divided(model: Any, count: int, world: int, place: int) -> None:
     Errors: UserError for a model without a plan, or whose heads and layers they do not divide, for layers that compute what a plan does
     not know of, and for one that says something else when it is divided.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-
     kind, layers = type(model).__name__, layers_of(model, count)
     device = next(model.parameters()).device
-    mesh = init_device_mesh(device.type, (world // count, count), mesh_dim_names=("rows", "tensor"))
+    mesh = mesh_of(device.type, (world // count, count), ("rows", "tensor"))
     shown = torch.arange(SHOWN, device=device).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
     with torch.no_grad():
         whole = model(input_ids=shown, use_cache=False).logits

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmalign.distributed.meshes import mesh_of
 from mmalign.types import UserError
 
 
@@ -21,7 +22,6 @@ def compute_together(denoisers: Mapping[str, Any], count: int, world: int, place
     Errors: UserError for a denoiser that diffusers has no plan for, or whose heads they do not divide.
     """
     from diffusers import ContextParallelConfig, ModelMixin, ParallelConfig
-    from torch.distributed.device_mesh import init_device_mesh
 
     for denoiser in denoisers.values():
         kind, library = type(denoiser).__name__, isinstance(denoiser, ModelMixin)
@@ -38,7 +38,7 @@ def compute_together(denoisers: Mapping[str, Any], count: int, world: int, place
         if (heads := denoiser.config.num_attention_heads) % count:
             raise UserError(f"devices.sequence: got {count}, and {kind} has {heads} heads; takes a number that divides these, or 1")
         device = next(denoiser.parameters()).device
-        mesh = init_device_mesh(device.type, (world // count, 1, count), mesh_dim_names=("rows", "ring", "ulysses"))
+        mesh = mesh_of(device.type, (world // count, 1, count), ("rows", "ring", "ulysses"))
 
         def resolved(config: Any, denoiser: Any = denoiser, device: Any = device, mesh: Any = mesh) -> Any:
             """As diffusers' own, on a machine without an accelerator too."""
