@@ -44,7 +44,7 @@ from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of, unasked
+from mmalign.training.feedback import feedback_of, refuse_asked, refuse_columns, scores_on, states_of, unasked
 from mmalign.training.given import Given, refuse_given
 from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
@@ -127,6 +127,7 @@ def online(  # one argument for each thing that a run is made of
     step, saves, and says how to resume.
     """
     _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records)
+    refuse_asked(oracle, policy, batch, devices)
     pairs = method.pairs or comparisons.best_and_worst
     team = team_for(batch.prompts, "batch.prompts", together=devices.together)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
