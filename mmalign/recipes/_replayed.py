@@ -30,7 +30,9 @@ def replayed_in(learner: Learner, prompts: Sequence[Any], fit: Callable[..., Any
     if learner.method.replay is None:
         return None
     if "replay" not in learner.policy.gives:
-        raise UserError("method: learns from rows of earlier rollouts, which this policy does not keep; takes replay: 0, or a language model")
+        raise UserError(
+            "method: learns from rows of earlier rollouts, which this policy does not keep; takes replay: 0, or a language model"
+        )
     return Replayed(learner, prompts, fit, seed=seed)
 
 

@@ -223,7 +223,14 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
 
 
 def _updates(
-    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, beside: Sequence[Mixed | Replayed], *, step: int
+    learner: Learner,
+    batches: Sequence[Scored],
+    batch: Batch,
+    fit: Fit,
+    entangled: Entanglement,
+    beside: Sequence[Mixed | Replayed],
+    *,
+    step: int,
 ) -> list[dict[str, float]]:
     """What the updates of a step measure, each in passes that fit into memory."""
     measured = list[dict[str, float]]()

@@ -27,6 +27,7 @@ from mmalign.training.settings import Devices, Reference
 from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
 
+
 class Kept(Protocol):
     """What has tensors of its own in checkpoints, group -> name -> tensor, and takes them back."""
 
@@ -346,7 +347,13 @@ class Learner:
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
         kept |= {f"optimizer.{name}": one.tensors()["optimizer"] for name, one in self.companions.items()}
         kept |= {f"classifier.{name}": dict(module.state_dict()) for name, module in self._classifiers().items()}
-        return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors(), **({} if self.replayed is None else self.replayed.tensors())}
+        return {
+            **self.policy.sets.tables(),
+            "optimizer": flat,
+            **kept,
+            **self.kept.tensors(),
+            **({} if self.replayed is None else self.replayed.tensors()),
+        }
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
         """What this process needs of a tensor of a checkpoint: its rows of one that belongs to a parameter in shards."""

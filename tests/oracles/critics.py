@@ -109,16 +109,19 @@ def turns_wanted(table: Table, *, gamma: float) -> dict[tuple[str, int, int], fl
 
 
 def archer(
-    table: Table, *, clip: float = 0.2, gamma: float = 0.95, tau: float = 0.1, value: float = 1.0, whiten: bool = True,
-    critic_first: int = 0, replay: int = 128, capacity: int = 4096,
+    table: Table, *, clip: float = 0.2, gamma: float = 0.95, tau: float = 0.1, earned: float = 0.0, value: float = 1.0,
+    whiten: bool = False, critic_first: int = 0, replay: int = 128, capacity: int = 4096,
 ) -> Tensor:  # fmt: skip
     """Of the rollout at hand; of rows that are replayed see tests/recipes/test_replayed.py."""
     ahead: Cells = {}
     wanted = turns_wanted(table, gamma=gamma)
     for row in _known_rows(table):
-        for run in _turns(table, row):
+        turns = _turns(table, row)
+        for place, run in enumerate(turns):
             said = {k: float(table.said[Need(k)][row, run[-1] if k[0] == "q" else run[0]]) for k in ("q1", "q2", "v1", "v2")}
-            ahead |= {(row, step): min(said["q1"], said["q2"]) - min(said["v1"], said["v2"]) for step in run}
+            in_the_end = float(table.rewards[row]) * gamma ** (len(turns) - 1 - place)
+            worth = (1 - earned) * min(said["q1"], said["q2"]) + earned * in_the_end
+            ahead |= {(row, step): worth - min(said["v1"], said["v2"]) for step in run}
             wanted |= {(f"v{k}", row, run[0]): float(table.said[Need(f"q{k}", "target")][row, run[-1]]) for k in "12"}
     if whiten:
         ahead = _whiten(table, ahead, 1e-8)
@@ -248,7 +251,7 @@ def dead_end_value(table: Table, *, bad_below: float = 0.5, then: str = "best") 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "archer": [
         ({}, archer),
-        ({"clip": 0.3, "gamma": 0.8, "tau": 0.5, "value": 0.4, "whiten": False, "replay": 0, "capacity": 9}, archer),
+        ({"clip": 0.3, "gamma": 0.8, "tau": 0.5, "value": 0.4, "whiten": True, "earned": 0.3, "replay": 0, "capacity": 9}, archer),
         ({"critic_first": 2, "gamma": 0.6}, archer),
     ],
     "ppo": [

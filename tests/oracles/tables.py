@@ -56,7 +56,22 @@ EVERYTHING = frozenset(
     {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
 )
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
-TERMS = ("entropy", "collision", "value", "q1", "q2", "v1", "v2", "reward_mask", "kl_mask", "activation", "degree", "dead_end", "drift", "adjoint")
+TERMS = (
+    "entropy",
+    "collision",
+    "value",
+    "q1",
+    "q2",
+    "v1",
+    "v2",
+    "reward_mask",
+    "kl_mask",
+    "activation",
+    "degree",
+    "dead_end",
+    "drift",
+    "adjoint",
+)
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE

@@ -18,14 +18,15 @@ from mmalign.types import Feedback, Method, Move
 
 
 def archer(
-    *, clip: Positive = 0.2, gamma: Proportion = 0.95, tau: Proportion = 0.1, value: NotNegative = 1.0, whiten: bool = True,
-    critic_first: Natural = 0, replay: Natural = 128, capacity: Count = 4096,
+    *, clip: Positive = 0.2, gamma: Proportion = 0.95, tau: Proportion = 0.1, earned: Proportion = 0.0,
+    value: NotNegative = 1.0, whiten: bool = False, critic_first: Natural = 0, replay: Natural = 128, capacity: Count = 4096,
 ) -> Method:  # fmt: skip
     """Two levels in a conversation: critics say what a turn is worth before and after it is said, and its words share the difference.
 
     A turn u is a run of the policy's steps between two replies of the environment, s what stands before it, s' what stands before the
     next one. Two critics k, Q_k(s, u) and V_k(s), and copies of them, Q'_k and V'_k, that follow slowly. Over turns of this rollout, with
-    ``A_u = min_k Q_k(s, u) - min_k V_k(s)``, and over turns of earlier ones, D::
+    ``A_u = (1 - earned) min_k Q_k(s, u) + earned G_u - min_k V_k(s)``, G_u what the conversation earned from u on, and over turns of
+    earlier ones, D::
 
         loss = mean_it [ -min(rho_it A_u, clip(rho_it, 1 - clip, 1 + clip) A_u) ]
                + value / 2 sum_u sum_k [ (Q_k(s, u) - r_u - gamma V'_k(s'))^2 + (V_k(s) - Q'_k(s, u))^2 ] / steps
@@ -34,6 +35,7 @@ def archer(
     Args:
         clip: how far a step's ratio may leave 1, for rollouts that are used more than once.
         gamma: discount of a turn. tau: how much of the trained parameters the copies take over before every step (``target``).
+        earned: 0 is the paper's: a turn is worth what the critics say. Above it, they need not tell right turns from wrong ones so soon.
         value: weight of the critics' losses. whiten: whether advantages are normalised.
         critic_first: rollouts from which only the critics learn: A is 0 in them.
         replay: rows of earlier rollouts, this one's among them, that each update learns Q from, drawn evenly; 0: none.
@@ -49,10 +51,10 @@ def archer(
     trained parameters; theirs are a network of their own, which reads a turn as a text by itself. A turn's Q is read before its last step
     (its end, mostly), so that of a turn of one step it knows no word. The policy learns at the states of this rollout, and theirs at
     states of the buffer, for which it says a turn anew; so no turn has to be sampled for V either. With ``clip`` a rollout can be used
-    twice. Their variant with a baseline of words is not here.
+    twice. ``earned`` is ours. Their variant with a baseline of words is not here.
     """
     first = CriticFirst(critic_first)
-    reading = of_turns(gamma=gamma)
+    reading = of_turns(gamma=gamma, earned=earned)
 
     def estimates(feedback: Feedback) -> Tensor:
         first.update(feedback.rewards)

@@ -1,7 +1,7 @@
 """Two critics of turns with slowly moving copies: what they are fitted to, in the rollout at hand and in earlier ones, and advantages.
 
-A turn u is a run of a row's live steps between two replies of an environment. ``v1``, ``v2`` are read at its first step, before a word of it
-is said; ``q1``, ``q2`` at its last, where all of it is known but that step.
+A turn u is a run of a row's live steps between two replies of an environment. ``v1``, ``v2`` are read at its first step, before a word of
+it is said; ``q1``, ``q2`` at its last, where all of it is known but that step.
 """
 
 from __future__ import annotations
@@ -51,18 +51,21 @@ def action_targets(feedback: Feedback, turns: Turns, *, gamma: float) -> list[Te
     return [live(earned + gamma * value, turns.ends) for value in ahead]
 
 
-def of_turns(*, gamma: float) -> Reading:
-    """``[B, T, 7]``: the advantage ``min_k Q_k(s, u) - min_k V_k(s)`` in every step of a turn; what the two Q are fitted to at its last
-    step (``action_targets``), and the two V at its first, ``Q'_k(s, u)`` of the turn that the policy took; and 1 at last and first steps.
+def of_turns(*, gamma: float, earned: float = 0.0) -> Reading:
+    """``[B, T, 7]``: the advantage ``(1 - earned) min_k Q_k(s, u) + earned G_u - min_k V_k(s)`` in every step of a turn; what the two Q are
+    fitted to at its last step (``action_targets``), and the two V at its first, ``Q'_k(s, u)`` of the turn that the policy took; and 1 at
+    last and first steps.
 
-    gamma: discount of a turn.
+    gamma: discount of a turn. earned: share of what the conversation earned from there on, ``G_u = r_u + gamma G_u'``, in place of Q.
     """
 
     def of(feedback: Feedback) -> Tensor:
         turns = Turns.of(feedback)
         over = partial(returns.pooled, number=turns.number, mean=False)
         q, v = (torch.stack([read(feedback, need).double() for need in two]).amin(0) for two in (Q, V))
-        advantage = over(live(q, turns.ends)) - over(live(v, turns.begins))
+        each = live(over(returns.at_end(feedback.rewards, turns.number != 0)), turns.begins)
+        to_go = over(returns.to_go(each, turns.begins, gamma=gamma))
+        advantage = (1 - earned) * over(live(q, turns.ends)) + earned * to_go - over(live(v, turns.begins))
         said = [live(over(live(read(feedback, of_set(need, TARGET)).double(), turns.ends)), turns.begins) for need in Q]
         where = turns.ends.double(), turns.begins.double()
         return torch.stack([advantage, *action_targets(feedback, turns, gamma=gamma), *said, *where], dim=-1)

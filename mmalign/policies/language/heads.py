@@ -1,7 +1,7 @@
 """Linear heads on a language model's hidden states: what methods ask of a step besides its probability, trained and kept with the rest.
 
-``value``: what a critic expects; it starts at 0. ``q1``, ``q2``, ``v1``, ``v2``: what two critics expect behind and before a turn; they start
-apart, close to 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
+``value``: what a critic expects; it starts at 0. ``q1``, ``q2``, ``v1``, ``v2``: what two critics expect behind and
+before a turn; they start apart, close to 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
 reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-probability of how much of an answer was taken out of it.
 ``dead_end``: ``-sigmoid(W h + b)`` for each word, minus how surely a bad end follows it; close to 0 at first.
 """

@@ -51,7 +51,7 @@ class Scorer:
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
-        sets = {need.name for need in of_heads if need.name}
+        of_sets = {need for need in of_heads if need.name}
         places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
             wanted_cells = cells[part]
@@ -60,18 +60,17 @@ class Scorer:
                 continue
             sequences = picked(rows, part, width, self.device)
             inside = wanted_cells[:, :width].to(self.device)
-            others = {name: self._reference(name, using, sequences, inside) for name in {*references, *sets}} if using else {}
+            others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
             hidden = self.hidden(sequences)[inside]
-            settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": {name: others[name] for name in references if name in others}, "never": self.never}
+            settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
             settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
-            for name in (need.kind for need in sorted(of_heads) if not need.name):
+            for name in (need.kind for need in sorted(of_heads - of_sets)):
                 states = others["ref"][1] if name in MASKS else hidden
                 table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], self.never)
-            for need in (need for need in sorted(of_heads) if need.name and using):
-                with torch.no_grad(), using(need.name):
-                    said = head_tables(need.kind, self.heads[need.kind], others[need.name][1], sequences.tokens[inside], self.never)
-                table |= {of_set(one, need.name): values for one, values in said.items()}
+            if using is not None:
+                for name in sorted({need.name for need in of_sets}):
+                    table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
             if ACTIVATION in numbers and using:
                 with using("ref") as fit:
                     table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
@@ -97,6 +96,16 @@ class Scorer:
         finally:
             for layer in self.layers:
                 layer.training = False
+
+    def _of_set(
+        self, name: str, kinds: Sequence[str], using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences,
+        inside: Tensor,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """What heads of these kinds say, ``[N]`` each, where the parameters, theirs among them, are a named set's; without gradient."""
+        with torch.no_grad(), using(name) as fit:
+            states, tokens = fit.states(rows)[inside.to(fit.device)], rows.tokens[inside]
+            said = [head_tables(kind, self.heads[kind], states, tokens, self.never) for kind in kinds]
+        return {of_set(need, name): values for table in said for need, values in table.items()}
 
     def _reference(
         self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
