@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST
+from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST, of_set
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.activations import mean_activations
 from mmalign.policies.language.fitting import Running
@@ -51,6 +51,7 @@ class Scorer:
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
+        of_sets = {need for need in of_heads if need.name}
         places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
             wanted_cells = cells[part]
@@ -64,9 +65,12 @@ class Scorer:
             settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
             settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
-            for name in (need.kind for need in sorted(of_heads)):
+            for name in (need.kind for need in sorted(of_heads - of_sets)):
                 states = others["ref"][1] if name in MASKS else hidden
                 table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], self.never)
+            if using is not None:
+                for name in sorted({need.name for need in of_sets}):
+                    table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
             if ACTIVATION in numbers and using:
                 with using("ref") as fit:
                     table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
@@ -92,6 +96,16 @@ class Scorer:
         finally:
             for layer in self.layers:
                 layer.training = False
+
+    def _of_set(
+        self, name: str, kinds: Sequence[str], using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences,
+        inside: Tensor,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """What heads of these kinds say, ``[N]`` each, where the parameters, theirs among them, are a named set's; without gradient."""
+        with torch.no_grad(), using(name) as fit:
+            states, tokens = fit.states(rows)[inside.to(fit.device)], rows.tokens[inside]
+            said = [head_tables(kind, self.heads[kind], states, tokens, self.never) for kind in kinds]
+        return {of_set(need, name): values for table in said for need, values in table.items()}
 
     def _reference(
         self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
