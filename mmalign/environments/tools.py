@@ -25,9 +25,9 @@ def tools(tools: dict[str, Callable[..., Any]], *, seconds: Positive = 10.0, let
     ``error: ...``, with ``error: true`` in the turn, and counted (``environment_errors`` of a run).
 
     Tools run in threads of this process. One that hangs is left behind in its thread, and asked no more while ``at_once`` of its calls
-    hang. Answers are words, ``str`` of what a tool returns, or pictures: a tool that returns a PIL image, a tensor ``[3, H, W]`` in 0..1, or
-    a list with some among its words, shows them to a vision-language model, through the model's own processor. A tool with a parameter
-    ``pictures`` is given those of the conversation so far, as PIL has them, in their order.
+    hang. Answers are words, ``str`` of what a tool returns, or pictures: one that returns a PIL image, a tensor ``[3, H, W]`` in 0..1,
+    or a list with some among its words, shows them to a vision-language model, through the model's own processor. A tool with a
+    parameter ``pictures`` is given those of the conversation so far, as PIL has them, in their order.
 
     Args:
         tools: name -> function of what the model writes.

@@ -107,7 +107,6 @@ def test_another_picture_changes_what_follows_and_nothing_before_it() -> None:
     assert told == [number == row for number in range(4)]
 
 
-
 class Script:
     """Draws what it is told to, a line for each turn."""
 
@@ -115,7 +114,9 @@ class Script:
         self.lines, self.turn = [[*chat.ids(line), chat.stops[0]] for line in lines], 0
 
     def by_behaviors(self, ids: Any, of: Tensor, numbers: Tensor, drawing: Any, who: Tensor, behaviors: Any, extras: Any) -> Drawn:
-        assert len(extras) == len(ids) and all(len(prompt) == extras[place]["mm_token_type_ids"].shape[1] for place, prompt in enumerate(ids))
+        assert len(extras) == len(ids) and all(
+            len(prompt) == extras[place]["mm_token_type_ids"].shape[1] for place, prompt in enumerate(ids)
+        )
         line = self.lines[self.turn]
         self.turn += 1
         nothing, none = torch.full((len(of), len(line)), torch.nan).double(), torch.zeros((len(of), len(line), 0), dtype=torch.uint8)
@@ -170,7 +171,10 @@ def test_who_cannot_be_shown_pictures() -> None:
     for environment, line in [
         (lambda talks: [{"role": "user", "content": [picture(8, 8)]}] * len(talks), "replied with an image, and the policy is a language"),
         (lambda talks: [{"role": "user", "content": [{"type": "video", "path": "x.mp4"}]}] * len(talks), "replied with a video"),
-        (lambda talks: [{"role": "user", "content": [{"type": "image", "image": torch.zeros(2, 3)}]}], "replied with a picture: got a tensor"),
+        (
+            lambda talks: [{"role": "user", "content": [{"type": "image", "image": torch.zeros(2, 3)}]}],
+            "replied with a picture: got a tensor",
+        ),
     ]:
         made = mm.policies.transformers(base.untrained(width=32, layers=1), turns=Turns(environment=environment), **blind)
         made.drawing = made.drawing._replace(stops=torch.arange(400))

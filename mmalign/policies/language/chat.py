@@ -273,7 +273,7 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def piece(self, text: str, media: Sequence[Medium]) -> Prompt:
-        """A text in the middle of a conversation, with its media; nothing is put before or behind it. Errors: UserError, as ``Vision.read``."""
+        """A text in the middle of a conversation, with its media; nothing is put around it. Errors: UserError, as ``Vision.read``."""
         if not media or self.vision is None:
             return Prompt(tuple(self.ids(text)), text)
         read, bos = self._open(self.vision.read(text, media)), self.tokenizer.bos_token
