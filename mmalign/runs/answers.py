@@ -6,8 +6,9 @@
     answers/images/3f2a9c.png    a small copy, once for all steps
 
 ``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
-tell (``EvaluationPlan.mark``); ``turns`` (``role``, ``text``, ``images``) in those of conversations, all that was said before the answer; ``credits`` (start, end, nats over the reference, of each token) in those of the first answers of a language
-model. Prompts of a conversation are their last user turn.
+tell (``EvaluationPlan.mark``); ``turns`` (``role``, ``text``, ``images``) in those of conversations, all that was said before the answer;
+``credits`` (start, end, nats over the reference, of each token) in those of the first answers of a language model. Prompts of a
+conversation are their last user turn.
 """
 
 from __future__ import annotations

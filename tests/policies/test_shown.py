@@ -114,9 +114,7 @@ class Script:
         self.lines, self.turn = [[*chat.ids(line), chat.stops[0]] for line in lines], 0
 
     def by_behaviors(self, ids: Any, of: Tensor, numbers: Tensor, drawing: Any, who: Tensor, behaviors: Any, extras: Any) -> Drawn:
-        assert len(extras) == len(ids) and all(
-            len(prompt) == extras[place]["mm_token_type_ids"].shape[1] for place, prompt in enumerate(ids)
-        )
+        assert [extras[place]["mm_token_type_ids"].shape[1] for place in range(len(ids))] == [len(prompt) for prompt in ids]
         line = self.lines[self.turn]
         self.turn += 1
         nothing, none = torch.full((len(of), len(line)), torch.nan).double(), torch.zeros((len(of), len(line), 0), dtype=torch.uint8)

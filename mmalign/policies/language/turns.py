@@ -36,8 +36,8 @@ Draw = Callable[[Sequence[Prompt], Tensor, Tensor, Tensor], Drawn]
 class Spoken(NamedTuple):
     """Rows as they were said. drawn: with what the environment said among the tokens, whose ``log_probs`` are NaN; ``cut`` also where a
     reply had no room. own: ``[R, T]`` bool, tokens of the policy. outputs: a text of each row, or its turns where there is an environment.
-    counted: name -> mean over rows: ``turns`` of the policy, ``environment_errors`` (replies that say ``error: true``), ``pictures`` that it
-    was shown, where it sees. shown: of each row the replies with pictures."""
+    counted: name -> mean over rows: ``turns`` of the policy, ``environment_errors`` (replies that say ``error: true``), ``pictures`` that
+    it was shown, where it sees. shown: of each row the replies with pictures."""
 
     drawn: Drawn
     own: Tensor
@@ -125,7 +125,7 @@ def tools_of(turns: Turns | None) -> Sequence[Mapping[str, Any]]:
 
 
 def refuse_turns(turns: Turns | None, engine: EngineSettings | None, *, sees: bool) -> None:
-    """UserError for an environment that is none, one that shows pictures to a model without eyes, and for turns that a server would draw."""
+    """UserError for an environment that is none, one that shows pictures to a model without eyes, and turns that a server would draw."""
     if turns is not None and not callable(turns.environment):
         got = type(turns.environment).__name__
         raise UserError(f"policy.turns.environment: got a {got}, takes a callable (conversations) -> replies")
