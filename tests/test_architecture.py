@@ -65,7 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
     "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies", "combinations"},
-    "environments": {"types", "arguments", "conversations", "rewards"},
+    "environments": {"types", "arguments", "conversations", "media", "rewards", "serving"},
     "evaluation": {"types", "arguments", "media", "conversations", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},

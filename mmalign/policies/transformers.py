@@ -46,7 +46,7 @@ from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.turns import refuse_turns, spoken, tools_of
+from mmalign.policies.language.turns import introduced, refuse_turns, spoken, tools_of
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -156,8 +156,8 @@ class TransformersPolicy:
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer, self.turns = Drawer(model, fitted, memory.rows_at_once, self.using), turns
-        self._sampled: tuple[list[Any], dict[int, Prompt]] = ([], {})
+        self.drawer, self._sampled = Drawer(model, fitted, memory.rows_at_once, self.using), ([], dict[int, Prompt]())
+        self.turns = introduced(turns, self)
 
     # Parameters
 

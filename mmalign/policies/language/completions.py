@@ -104,7 +104,5 @@ class Completions:
             read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
             allowed=None if parts[0].allowed is None else stacked([part.allowed for part in parts if part.allowed is not None]),
             truth=None if parts[0].truth is None else stacked([part.truth for part in parts if part.truth is not None]),
-            shown=tuple(row for part in parts for row in part.shown or ((),) * len(part.which))
-            if any(part.shown for part in parts)
-            else (),
+            shown=tuple(row for part in parts for row in part.shown or ((),) * len(part.which)),
         )

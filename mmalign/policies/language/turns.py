@@ -8,6 +8,7 @@ the next (``replies.py``). Every further turn runs its row's beginning anew; row
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.abilities import Tooled
+from mmalign.abilities import Joined, Tooled
 from mmalign.conversations import Turn, held
 from mmalign.media import Broken
 from mmalign.policies.language.chat import Chat
@@ -134,6 +135,20 @@ def refuse_turns(turns: Turns | None, engine: EngineSettings | None, *, sees: bo
         raise UserError(f"policy.turns.environment: {', '.join(looking)} {why}; takes a vision-language model, or other tools")
     if turns is not None and engine is not None:
         raise UserError("policy.engine: got turns too, and a server draws one answer to a prompt; takes one of them")
+
+
+def introduced(turns: Turns | None, policy: Any) -> Turns | None:
+    """Turns whose environment knows the policy: its reference may play a part in it, in single answers."""
+    if turns is not None and isinstance(turns.environment, Joined) and turns.environment.awaits:
+        alone = copy.copy(policy)
+        alone.turns = None
+
+        def answers(prompts: list[Any], seeds: list[int], **call: Any) -> list[Any]:
+            with policy.using("ref"):
+                return alone.generate(prompts, seeds, **call)  # type: ignore[no-any-return]
+
+        turns.environment.join(answers)
+    return turns
 
 
 def spoken(
