@@ -71,7 +71,9 @@ class SimulatedUser:
 
     def __call__(self, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int] | None = None) -> list[Any]:
         if self.speaker is None:
-            raise UserError("simulated_user: got no policy and no server, takes one of them (under policy.turns it may be the policy itself)")
+            raise UserError(
+                "simulated_user: got no policy and no server, takes one of them (under policy.turns it may be the policy itself)"
+            )
         asked = [[{"role": "system", "content": self.words}, *_turned(talk)] for talk in conversations]
         numbers = list(seeds) if seeds is not None else [random.Random(str(talk)).getrandbits(31) for talk in asked]
         said = [(reply or "").strip() for reply in self.speaker(asked, numbers, **self.call)]

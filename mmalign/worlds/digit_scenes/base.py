@@ -58,7 +58,24 @@ def tokenizer(model: Model, *, more: Sequence[str] = (), context: int = CONTEXT)
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL, "user", "assistant", "system", ":", *REQUEST.split(), "there", "a", "an", "and", ",", ".", "yes", "no", *WORDS, *more]
+    words = [
+        *SPECIAL,
+        "user",
+        "assistant",
+        "system",
+        ":",
+        *REQUEST.split(),
+        "there",
+        "a",
+        "an",
+        "and",
+        ",",
+        ".",
+        "yes",
+        "no",
+        *WORDS,
+        *more,
+    ]
     words_to_ids = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     words_to_ids.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(

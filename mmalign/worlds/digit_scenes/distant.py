@@ -17,7 +17,19 @@ from mmalign.rooms import resource
 from mmalign.worlds._fitting import fit
 from mmalign.worlds._loading import quietly
 from mmalign.worlds.digit_scenes.base import digit_scenes, tokenizer
-from mmalign.worlds.digit_scenes.scenes import CELL, CELLS, GRID, REQUEST, SIDE, Split, caption, conversation, picture_file, scans, shaken_ink
+from mmalign.worlds.digit_scenes.scenes import (
+    CELL,
+    CELLS,
+    GRID,
+    REQUEST,
+    SIDE,
+    Split,
+    caption,
+    conversation,
+    picture_file,
+    scans,
+    shaken_ink,
+)
 
 __all__ = ["distant_scenes", "distant_scenes_prompts"]
 
