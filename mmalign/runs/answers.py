@@ -118,7 +118,8 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(row: Mapping[str, Any]) -> list[str | None]:
     images = row.get("images")
-    return [name if isinstance(name, str) else None for name in images] if isinstance(images, list) else []
+    some = images if isinstance(images, list) else []
+    return [name if isinstance(name, str) else None for name in some]
 
 
 def _texts(value: Any) -> list[str]:
