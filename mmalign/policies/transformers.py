@@ -156,8 +156,8 @@ class TransformersPolicy:
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer, self._sampled = Drawer(model, fitted, memory.rows_at_once, self.using), ([], dict[int, Prompt]())
-        self.turns = introduced(turns, self)
+        self._sampled: tuple[list[Any], dict[int, Prompt]] = ([], {})
+        self.drawer, self.turns = Drawer(model, fitted, memory.rows_at_once, self.using), introduced(turns, self)
 
     # Parameters
 

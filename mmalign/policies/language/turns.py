@@ -140,10 +140,10 @@ def refuse_turns(turns: Turns | None, engine: EngineSettings | None, *, sees: bo
 def introduced(turns: Turns | None, policy: Any) -> Turns | None:
     """Turns whose environment knows the policy: its reference may play a part in it, in single answers."""
     if turns is not None and isinstance(turns.environment, Joined) and turns.environment.awaits:
-        alone = copy.copy(policy)
-        alone.turns = None
 
         def answers(prompts: list[Any], seeds: list[int], **call: Any) -> list[Any]:
+            alone = copy.copy(policy)
+            alone.turns = None
             with policy.using("ref"):
                 return alone.generate(prompts, seeds, **call)  # type: ignore[no-any-return]
 

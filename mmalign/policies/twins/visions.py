@@ -73,9 +73,9 @@ def twin(kind: str, ends: bool = False) -> tuple[Any, Any]:
     if family is None or home is None:
         raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(classes())}")
     words = _tokenizer(family)
-    ends = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
+    numbers = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
     config = home.config_class()
-    text = {**TEXT, **ends, **family.text}
+    text = {**TEXT, **numbers, **family.text}
     sizes = {"text_config": text, "vision_config": family.vision, "vq_config": family.codebook}
     parts = {part: type(getattr(config, part))(**settings) for part, settings in sizes.items() if settings}
     ids = {key: words.convert_tokens_to_ids(token) for key, token in family.ids.items()}

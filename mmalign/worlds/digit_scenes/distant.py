@@ -7,6 +7,7 @@ cannot tell, and two can.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def distant_scenes_prompts(*, split: Split = "train", count: Count = 256, offset
     prompts = []
     for number in range(offset, offset + count):
         rng = torch.Generator().manual_seed(2 * number + (split != "train"))
-        prompts.append(conversation(picture_file(f"distant-{split}-{number}", lambda rng=rng: _drawn(split, rng)), REQUEST))
+        prompts.append(conversation(picture_file(f"distant-{split}-{number}", partial(_drawn, split, rng)), REQUEST))
     return prompts
 
 
