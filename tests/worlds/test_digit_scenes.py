@@ -276,6 +276,7 @@ def test_a_distant_scene_is_read_where_one_looks_and_not_from_afar() -> None:
     drawn = [distant.distant("held_out", torch.Generator().manual_seed(2 * number + 1)) for number in range(40)]
     digits = [scenes.digits_in(prompt[0]["content"][0]["path"]) for prompt in prompts]
     assert digits == [(digit,) for _, digit, _ in drawn] and len(set(digits)) > 6
+    assert [prompt[0]["content"][1]["text"] for prompt in prompts] == [distant.request(place) for _, _, place in drawn]
     look = mm.environments.zoom(units="cells", cells=(4, 4), smallest=32)
     turns = []
     for prompt, (picture, _, (row, column)) in zip(prompts, drawn, strict=True):
@@ -304,7 +305,9 @@ def test_training_rows_of_distant_scenes_are_what_the_policy_reads() -> None:
         said = [{"role": "assistant", "content": f"<zoom> {row + 1} {column + 1} </zoom>"},
                 {"role": "tool", "content": [{"type": "image", "image": part}]},
                 {"role": "assistant", "content": scenes.caption([digit])}]  # fmt: skip
-        asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": scenes.REQUEST}]}]
+        asked = [
+            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": distant.request((row, column))}]}
+        ]
         given = policy.encode([asked], [said], torch.tensor([0]), torch.Generator())
         ids = torch.cat([given.held.prompts[0], given.held.tokens[0]])
         learned = torch.cat([torch.zeros(len(given.held.prompts[0]), dtype=torch.bool), given.mask[0]])

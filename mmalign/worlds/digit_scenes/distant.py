@@ -1,8 +1,8 @@
 """Distant scenes: one digit in a large picture, too small to be read in it, and a model that may look closer.
 
-A picture has four by four cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan. Shrunk to what
-the model sees, it is four pixels that say where it is, not what; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn
-cannot tell, and two can.
+A picture has four by four cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan, and the request
+says in which. Shrunk to what the model sees it is four pixels; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn can
+but guess, and two can tell.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from mmalign.worlds.digit_scenes.scenes import (
     CELL,
     CELLS,
     GRID,
-    REQUEST,
     SIDE,
     Split,
     caption,
@@ -54,21 +53,22 @@ def distant_scenes(*, device: str = "cpu") -> tuple[Any, Any]:
 
 
 def distant_scenes_prompts(*, split: Split = "train", count: Count = 256, offset: Natural = 0) -> list[Any]:
-    """Conversations, each with a distant scene and the request to say what is in it.
+    """Conversations, each with a distant scene and the request to say what is in one of its cells: ``what is in 2 3 ?``, row and column.
 
     split: ``train``, of scans that the base knows; ``held_out``, of others (``variant``: the same). count: how many. offset: number of
     the first, from 0.
     """
     prompts = []
     for number in range(offset, offset + count):
-        rng = torch.Generator().manual_seed(2 * number + (split != "train"))
-        prompts.append(conversation(picture_file(f"distant-{split}-{number}", partial(_drawn, split, rng)), REQUEST))
+        picture, digit, place = distant(split, torch.Generator().manual_seed(2 * number + (split != "train")))
+        path = picture_file(f"distant-{split}-{number}", partial(lambda *drawn: drawn, picture, (digit,)))
+        prompts.append(conversation(path, request(place)))
     return prompts
 
 
-def _drawn(split: Split, rng: torch.Generator) -> tuple[Tensor, tuple[int, ...]]:
-    picture, digit, _ = distant(split, rng)
-    return picture, (digit,)
+def request(place: tuple[int, int]) -> str:
+    """What is asked about a cell, by its row and column from 0."""
+    return f"what is in {place[0] + 1} {place[1] + 1} ?"
 
 
 def distant(split: Split, rng: torch.Generator) -> tuple[Tensor, int, tuple[int, int]]:
@@ -106,7 +106,7 @@ def train_base(
 ) -> tuple[Any, Any]:
     """Trains the base on what others said of training scenes; a minute or two on one core.
 
-    Half of them looked closer, a third of those where the digit is, and said what they saw; all others guessed.
+    Half of them looked closer, a third of those where they were asked to, and said what they saw; all others guessed.
 
     iterations: updates. batch: conversations of each. learning_rate: the highest of a one-cycle schedule. looks: part of conversations in
     which somebody looks. right: part of those looks that go where the digit is. seed: of scenes and conversations.
@@ -127,7 +127,7 @@ def _rows(processor: Any, batch: int, looks: float, right: float, rng: torch.Gen
     for _ in range(batch):
         picture, digit, place = distant("train", rng)
         pictures.append(picture)
-        line = [(f"user : {shown} {REQUEST} assistant :", False)]
+        line = [(f"user : {shown} {request(place)} assistant :", False)]
         guess, chance = int(torch.randint(10, (), generator=rng)), torch.rand(2, generator=rng).tolist()
         if chance[0] < looks:
             there = place if chance[1] < right else tuple(torch.randint(GRID, (2,), generator=rng).tolist())
