@@ -1,8 +1,8 @@
 """Distant scenes: one digit in a large picture, too small to be read in it, and a model that may look closer.
 
 A picture has four by four cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan, and the request
-says in which. Shrunk to what the model sees it is four pixels; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn can
-but guess, and two can tell.
+says in which. Shrunk to what the model sees it is four pixels; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn
+can but guess, and two can tell.
 """
 
 from __future__ import annotations
