@@ -277,7 +277,7 @@ def test_a_distant_scene_is_read_where_one_looks_and_not_from_afar() -> None:
     digits = [scenes.digits_in(prompt[0]["content"][0]["path"]) for prompt in prompts]
     assert digits == [(digit,) for _, digit, _ in drawn] and len(set(digits)) > 6
     assert [prompt[0]["content"][1]["text"] for prompt in prompts] == [distant.request(place) for _, _, place in drawn]
-    look = mm.environments.zoom(units="cells", cells=(4, 4), smallest=32)
+    look = mm.environments.zoom(units="cells", cells=(8, 8), smallest=32)
     turns = []
     for prompt, (picture, _, (row, column)) in zip(prompts, drawn, strict=True):
         part = picture[:, row * 32 : (row + 1) * 32, column * 32 : (column + 1) * 32]

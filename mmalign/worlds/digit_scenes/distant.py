@@ -1,8 +1,8 @@
 """Distant scenes: one digit in a large picture, too small to be read in it, and a model that may look closer.
 
-A picture has four by four cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan, and the request
-says in which. Shrunk to what the model sees it is four pixels; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn
-can but guess, and two can tell.
+A picture has eight by eight cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan, and the request
+says in which. Shrunk to what the model sees it is a pixel; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn can but
+guess, and two can tell.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from mmalign.worlds.digit_scenes.scenes import (
 __all__ = ["distant_scenes", "distant_scenes_prompts"]
 
 LOOK, LOOKED = "<zoom>", "</zoom>"
-WIDE = GRID * SIDE
+FAR = 8  # cells in a row, and in a column
+WIDE = FAR * SIDE
 CONTEXT = 128
 
 
 def distant_scenes(*, device: str = "cpu") -> tuple[Any, Any]:
     """(model, processor): the tiny Qwen2-VL of ``digit_scenes``, that has seen others look closer: ``<zoom> 2 3 </zoom>``, row and column.
 
-    It knows how that is asked for, and reads what it is then shown. It looks half of the time, and mostly at the wrong place.
+    It knows how that is asked for, and reads what it is then shown. It looks half of the time, and often at the wrong place.
 
     device: where it is put.
     """
@@ -72,9 +73,9 @@ def request(place: tuple[int, int]) -> str:
 
 
 def distant(split: Split, rng: torch.Generator) -> tuple[Tensor, int, tuple[int, int]]:
-    """A picture ``[3, 128, 128]`` uint8, its digit, and the row and column of the cell that the digit stands in, from 0."""
+    """A picture ``[3, 256, 256]`` uint8, its digit, and the row and column of the cell that the digit stands in, from 0."""
     images, labels = scans("known" if split == "train" else "unseen")
-    digit, row, column, down, across = (int(torch.randint(high, (), generator=rng)) for high in (10, GRID, GRID, GRID, GRID))
+    digit, row, column, down, across = (int(torch.randint(high, (), generator=rng)) for high in (10, FAR, FAR, GRID, GRID))
     some = torch.nonzero(labels == digit)[:, 0]
     ink = images[some[int(torch.randint(len(some), (), generator=rng))], 0]
     ink = shaken_ink(ink[None], rng)[0] if split == "train" else ink
@@ -92,7 +93,7 @@ def distant(split: Split, rng: torch.Generator) -> tuple[Tensor, int, tuple[int,
 def untrained() -> tuple[Any, Any]:
     """The base of ``digit_scenes`` with words for calls and places, which mean nothing yet."""
     model, processor = digit_scenes(model="qwen2_vl")
-    words = tokenizer("qwen2_vl", more=[LOOK, LOOKED, "tool", *map(str, range(1, GRID + 1))], context=CONTEXT)
+    words = tokenizer("qwen2_vl", more=[LOOK, LOOKED, "tool", *map(str, range(1, FAR + 1))], context=CONTEXT)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.resize_token_embeddings(len(words), mean_resizing=False)
@@ -102,11 +103,11 @@ def untrained() -> tuple[Any, Any]:
 
 
 def train_base(
-    *, iterations: int = 300, batch: int = 48, learning_rate: float = 1e-3, looks: float = 0.5, right: float = 0.3, seed: int = 0
+    *, iterations: int = 300, batch: int = 32, learning_rate: float = 2e-3, looks: float = 0.5, right: float = 0.6, seed: int = 0
 ) -> tuple[Any, Any]:
     """Trains the base on what others said of training scenes; a minute or two on one core.
 
-    Half of them looked closer, a third of those where they were asked to, and said what they saw; all others guessed.
+    Half of them looked closer, three in five of those where they were asked to, and said what they saw; all others guessed.
 
     iterations: updates. batch: conversations of each. learning_rate: the highest of a one-cycle schedule. looks: part of conversations in
     which somebody looks. right: part of those looks that go where the digit is. seed: of scenes and conversations.
@@ -130,7 +131,7 @@ def _rows(processor: Any, batch: int, looks: float, right: float, rng: torch.Gen
         line = [(f"user : {shown} {request(place)} assistant :", False)]
         guess, chance = int(torch.randint(10, (), generator=rng)), torch.rand(2, generator=rng).tolist()
         if chance[0] < looks:
-            there = place if chance[1] < right else tuple(torch.randint(GRID, (2,), generator=rng).tolist())
+            there = place if chance[1] < right else tuple(torch.randint(FAR, (2,), generator=rng).tolist())
             guess = digit if there == place else guess
             row, column = there
             pictures.append(picture[:, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE])
