@@ -18,6 +18,16 @@ class Tooled(Protocol):
     schemas: Sequence[Mapping[str, Any]]
 
 
+@runtime_checkable
+class Joined(Protocol):
+    """An environment in which the policy itself may play a part. awaits: whether it is to, since nobody else was named."""
+
+    awaits: bool
+
+    def join(self, speaker: Callable[..., list[Any]]) -> None:
+        """Takes what the policy's reference answers to conversations: ``(prompts, seeds, **call) -> answers``."""
+
+
 class Differentiable(Policy, Protocol):
     """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.media import KINDS, Medium, canonical_bytes
+from mmalign.media import KINDS, Medium, address, canonical_bytes, is_address
 from mmalign.types import UserError
 
 Turn = Mapping[str, Any]
@@ -31,6 +31,21 @@ def texts_of(turn: Turn) -> list[str]:
     """The words of a turn."""
     content = turn.get("content")
     return [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content or () if part.get("type") == "text"]
+
+
+def held(turn: Turn) -> Turn:
+    """A turn whose pictures are addresses, as files can hold them: ``data:`` URLs of those that are in memory. Errors: Broken."""
+    content = turn.get("content")
+    if content is None or isinstance(content, str):
+        return turn
+    return {**turn, "content": [_addressed(part) if part.get("type") == "image" else part for part in content]}
+
+
+def _addressed(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    [source] = _sources(part) or [None]
+    if isinstance(source, (str, Path)):
+        return {"type": "image", "url" if is_address(source) else "path": str(source)}
+    return {"type": "image", "url": address(source)}
 
 
 def without(turns: Sequence[Turn], gone: set[int]) -> list[Turn]:

@@ -63,9 +63,9 @@ ARROWS: dict[str, set[str]] = {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")
     },
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
-    "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
+    "worlds": {"types", "arguments", "conversations", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies", "combinations"},
-    "environments": {"types", "arguments", "conversations", "rewards"},
+    "environments": {"types", "arguments", "conversations", "media", "rewards", "serving"},
     "evaluation": {"types", "arguments", "media", "conversations", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},

@@ -58,6 +58,8 @@ class Scorer:
             width = int(wanted_cells.any(0).nonzero().max()) + 1 if bool(wanted_cells.any()) else 0
             if not width:
                 continue
+            if rows.inside:  # no picture is cut, whatever is wanted before it
+                width = max(width, int(rows.lengths[part].max()))
             sequences = picked(rows, part, width, self.device)
             inside = wanted_cells[:, :width].to(self.device)
             others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
@@ -153,4 +155,5 @@ def picked(rows: prefixes.Sequences, part: Tensor, width: int, device: torch.dev
         extras=[{name: value.to(device) for name, value in rows.extras[place].items()} for place in used.tolist()] if rows.extras else (),
         read=None if rows.read is None else rows.read[part, :width].to(device),
         allowed=None if rows.allowed is None else rows.allowed[part, :width].to(device),
+        inside=[{name: value.to(device) for name, value in rows.inside[row].items()} for row in part.tolist()] if rows.inside else (),
     )
