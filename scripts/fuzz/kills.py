@@ -38,7 +38,8 @@ def train(root: Path, rank: int, *, before: int = -1, of: str = "", count: Path 
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        if event in EVENTS and isinstance(arguments[0], (str, Path)) and str(arguments[0]).startswith(str(root)) and of in str(arguments[0]):
+        path = str(arguments[0]) if event in EVENTS and isinstance(arguments[0], (str, Path)) else ""
+        if path.startswith(str(root)) and of in path:
             if done == before:
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1
