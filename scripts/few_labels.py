@@ -56,7 +56,8 @@ def run_of(name: str, seed: int, folder: Path, pairs: list[Pair], moved: list[Pa
     path = folder / f"{name}-{seed}"
     if not path.is_dir() or read(path).summary.get("steps") != STEPS:
         reader: Any = mm.policies.transformers(*mm.worlds.text(model="small"), max_completion=24)
-        records, method, policy, rows = pairs, mm.methods.bradley_terry(), mm.policies.scorer(reader), LABELS
+        records: Any = pairs
+        method, policy, rows = mm.methods.bradley_terry(), mm.policies.scorer(reader), LABELS
         if name in RATES:
             method, rows = mm.methods.meta_reward(rate=RATES[name]), LABELS + UNLABELLED
             records = mm.data.mixture(
