@@ -117,7 +117,7 @@ class Steps:
         squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
         outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``activation`` (mean of what the reference's layers hold
         before the step, without gradient), ``degree``, ``dead_end`` and
-        ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
+        ``dead_end_best`` (minus how surely a bad end follows the step, and the best in this of some steps that ``start`` would take),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded), and of bounds ``realism`` and
         ``realism_of_given`` (logits of a classifier: that the noised sample is given data, and of what is given beside it).

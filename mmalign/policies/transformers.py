@@ -26,7 +26,7 @@ from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proport
 from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
-from mmalign.needs import DEAD_END_BEST, DEGREE, kinds, named
+from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE, kinds, named
 from mmalign.policies.language import loading, reading, reference_models, replayed, storage, tensors
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
@@ -349,7 +349,7 @@ class TransformersPolicy:
         need_kinds, refs = kinds(needs), rollout.held.refs
         compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
         terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *OF_REFERENCE}} | {need for need in needs if need.kind in HEADS}
-        compared_with = sorted(refs) if compared or need_kinds & OF_REFERENCE else ()
+        compared_with = sorted(refs) if compared or need_kinds & (OF_REFERENCE | {DEAD_END.kind}) else ()
         table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
         if DEGREE in terms:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])

@@ -53,7 +53,21 @@ STRENGTH = [1.0, 0.8, 0.3, 1.0, math.nan, 0.5]
 
 
 EVERYTHING = frozenset(
-    {OLD, refs("ref"), refs("previous"), refs("before"), kls("ref"), reverse_kls("ref"), STD, SLOPE, DT, NOISE, CHANGED, PHRASE}
+    {
+        OLD,
+        refs("ref"),
+        refs("previous"),
+        refs("before"),
+        refs("start"),
+        kls("ref"),
+        reverse_kls("ref"),
+        STD,
+        SLOPE,
+        DT,
+        NOISE,
+        CHANGED,
+        PHRASE,
+    }
 )
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
 TERMS = (
@@ -156,7 +170,7 @@ class Table:
             name: getattr(self, name) for name in ("std", "slope", "dt", "noise", "changed", "phrase", "segment") if Need(name) in needs
         }
         terms = {name: getattr(self, name) for name in TERMS if Need(name) in needs}
-        terms |= {"dead_end_best": self.dead_end_best} if DEAD_END in needs else {}
+        terms |= {"dead_end_best": self.dead_end_best} if {DEAD_END, refs("start")} <= needs else {}
         for need in ABSOLUTE & needs:
             if self.mean is not None and self.mean_previous is not None and self.target is not None:
                 mixed = need.share * self.mean.detach() + (1 - need.share) * self.mean_previous
