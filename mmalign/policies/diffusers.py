@@ -256,7 +256,14 @@ class DiffusersPolicy:
         """The same, and the latents ``[B, ...]`` that they are decoded from. decode: as of ``sample``."""
         last = list[Tensor]()
         outputs = self.generate(prompts, seeds, decode=decode, **noting(self.pipe, last), **call)
-        return outputs, torch.cat(last)
+        return outputs, self.shown(torch.cat(last))
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """What the scheduler is shown of latents ``[B, ...]`` as the pipeline has them: all, or what is not given, as a first frame is."""
+        if 0 not in self._places:
+            self.schedule()
+        part = None if (place := self._places[0]) is None else place.part
+        return latents if part is None or latents[0].numel() != part.size else part.of(latents)
 
     def latents(self, rollout: Rollout) -> Tensor:
         """Those that a rollout's outputs are decoded from, ``[B, ...]``."""
