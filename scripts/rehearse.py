@@ -39,12 +39,13 @@ BASES = {
     "denoising_preference": ("dpo",),
     "distillation": ("flow_grpo", "batch.updates=1", "policy.schedule.guidance=1.0", "policy.schedule.steps=4"),
     "forward_process": ("diffusion_nft",),
-    "reward_gradient": ("flow_grpo", "batch.updates=1", "policy.schedule.steps=40"),
+    "reward_gradient": ("flow_grpo", "batch.updates=1", "policy.schedule.steps=10"),
 }
-"""Room of methods -> whose config they are put into, and what is changed there: ReFL's steps are those of 40."""
+"""Room of methods -> whose config they are put into, and what is changed there."""
 
 ALL_NOISY = "policy.schedule.random={use: everything}"
 NEEDS = {
+    "refl": ("policy.schedule.steps=40",),  # its steps are those of 40
     "b2_diffurl": ("policy.schedule.branches={use: fork, children: 2}", ALL_NOISY),
     "flash_grpo": ("policy.schedule.branches={use: one_step}",),
     "step_aware_po": ("policy.schedule.branches={use: candidates, children: 2}", ALL_NOISY, "method.gap=0"),
@@ -64,7 +65,7 @@ def told(model: str, room: str, name: str) -> tuple[str, ...]:
     if name == "gardo":
         return (f"method.diversity={next(iter(node['rewards']))}",)
     if room == "reward_gradient":
-        return (f"rewards={json.dumps(_rewards(model))}",)
+        return (f"rewards={json.dumps(_rewards(model))}", *NEEDS.get(name, ()))
     if name in ("diffusion_opd", "opd"):
         inner = node["policy"].get("of", node["policy"])
         of = {key: value for key, value in inner.items() if key != "lora"} | {"pipeline": TEACHERS[model]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines.replay import decoded
+from mmalign.policies.pipelines.replay import decoded, transition_at_once
 from mmalign.policies.twins import pipelines as twins
 from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import RewardGradient, last
@@ -170,6 +170,16 @@ def test_a_reward_reaches_every_chunk_with_the_others_as_they_were_made(policy):
         with torch.no_grad():
             above, below = (decoded(policy, rollout, torch.arange(1), here + sign * way, one.column).double().sum() for sign in (1, -1))
         assert float((above - below) / 2) == pytest.approx(float((one.vector * way).sum()), rel=0.05)
+    before = ask(RewardGradient(last(2), lambda rewards: rewards)).held.adjoints[::2]  # through the last step of each chunk
+    assert [one.column for one in before] == [STEPS - 2, 2 * STEPS - 2]
+    for one in before:
+        way, here, after = 1e-2 * torch.randn(one.point.shape, generator=rng), rollout.held.x_next[one.column], one.column + 1
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                became = transition_at_once(policy, rollout, torch.arange(1), after, here + sign * way).mean
+                ends.append(float(decoded(policy, rollout, torch.arange(1), became, after).double().sum()))
+        assert (ends[0] - ends[1]) / 2 == pytest.approx(float((one.vector * way).sum()), rel=0.05)
     with pytest.raises(UserError, match=f"takes up to the {STEPS} steps"):
         ask(RewardGradient(last(STEPS + 1), lambda rewards: rewards))
 
