@@ -213,8 +213,8 @@ def test_a_killed_server_loses_no_label_and_a_second_one_is_refused(tmp_path):
     process, address = serve(tmp_path, "--pairs", "pairs.jsonl")
     headers = {"X-Mmalign": "1"}
     word = {"annotator": "ann", "ranking": [[0], [1]]}
-    first = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False).json()["item"]
-    told = httpx2.post(f"{address}judgements", json={**word, "item": first["id"]}, headers=headers, trust_env=False).json()
+    first = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False, timeout=300).json()["item"]
+    told = httpx2.post(f"{address}judgements", json={**word, "item": first["id"]}, headers=headers, trust_env=False, timeout=300).json()
     assert told["judged"] == 1
     with pytest.raises(AssertionError, match="another process shows a page for this file"):
         serve(tmp_path)
@@ -222,7 +222,7 @@ def test_a_killed_server_loses_no_label_and_a_second_one_is_refused(tmp_path):
     process.wait()
     assert [row["chosen"] for row in lines(tmp_path / "labels.jsonl")] == [first["outputs"][0]]
     process, address = serve(tmp_path)
-    told = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False).json()
+    told = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False, timeout=300).json()
     assert told["judged"] == 1 and told["item"]["id"] != first["id"]
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
