@@ -55,7 +55,8 @@ class Replayed:
     def take_in(self, rollout: Rollout, feedback: Feedback) -> None:
         """Keeps a rollout's rows, those of all processes; the oldest make room. feedback: on all of them."""
         tokens, lengths = self.policy.kept(rollout)  # type: ignore[attr-defined]
-        own = {"tokens": tokens.cpu(), "mask": rollout.mask.cpu(), "lengths": lengths.cpu()}
+        said = torch.arange(tokens.shape[1]) < lengths.cpu()[:, None]  # behind a row's end stands anything
+        own = {"tokens": torch.where(said, tokens.cpu(), 0), "mask": rollout.mask.cpu(), "lengths": lengths.cpu()}
         told = torch.tensor([self.places[name] for name in feedback.prompts or ()], dtype=torch.int64)
         new = newest(self.learner.team.gather(own), len(told)) | {"prompt": told, "rewards": feedback.rewards}
         self.rows = newest([self.rows, new] if self.rows else [new], self.replay.capacity)
