@@ -254,8 +254,7 @@ class Feedback:
             for name, value in values.items():
                 _table("Feedback", f"{field_name}[{name!r}]", value, rows)
         for name, shape in (("labels", rows), ("wins", (*rows, *rows))):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 _table("Feedback", name, value, shape)
                 _require(not bool(((value < 0) | (value > 1)).any()), f"Feedback.{name}: got values outside 0..1")
         for need, value in self.tables.items():

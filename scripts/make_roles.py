@@ -18,7 +18,8 @@ PAGE = Path(__file__).parents[1] / "mmalign" / "methods" / "ROLES.md"
 UPDATE, SCORE = 3, 1  # passes: forward and backward, which is two; forward alone
 KNOWN = {"mask", "old", "rewards"}  # what a rollout holds by itself
 REQUIRED: dict[str, dict[str, Any]] = {"dr_grpo": {"length": 256}, "cgpo": {"judges": {"judge": 0.5}}}  # keywords without a default
-HEADS = ("value", "degree", "reward_mask", "kl_mask")
+CRITICS = ("value", "q1", "q2", "v1", "v2")
+HEADS = (*CRITICS, "degree", "reward_mask", "kl_mask")
 OF_REFERENCES = {"refs": "score", "kls": "compare", "reverse_kls": "compare", "rank": "compare", "absolute": "predict", "score": "predict"}
 
 HEAD = f"""# Who computes what
@@ -74,7 +75,7 @@ def roles(method: Method) -> Roles:
     actor = ["sample"] if method.sampled_by == "current" else []
     actor += ["update", *(f"update {name}" for name in contrasts), *(["score"] if scores else [])]
     heads = sorted({need.kind for need in needs} & set(HEADS))
-    others = ["critic.value" if head == "value" else f"head.{head}" for head in heads]
+    others = [f"{'critic' if head in CRITICS else 'head'}.{head}" for head in heads]
     others += [f"{behavior.name}.sample" for behavior in method.behaviors]
     others += [f"{method.sampled_by}.sample"] if method.sampled_by != "current" else []
     others += [f"{companion.name}.update" for companion in method.companions]

@@ -23,7 +23,7 @@ BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "
 SETTINGS: dict[str, str] = {
     "dr_grpo": "length: 20", "sppo": "beta: 0.05", "gpo": "beta: 0.1", "inpo": "eta: 0.05", "mnpo": "eta: 0.05", "apo_zero": "beta: 0.3",
     "apo_down": "beta: 0.3", "simpo": "beta: 2.0", "power_dl": "beta: 0.1", "ld_dpo": "", "rebel": "eta: 2.0",
-    "xpo": "alpha: 1.0e-3", "selm": "beta: 0.1",
+    "xpo": "alpha: 1.0e-3", "selm": "beta: 0.1", "archer": "earned: 0.5",
 }  # fmt: skip
 
 WITHOUT = {

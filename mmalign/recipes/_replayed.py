@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmalign.recipes._beside import Beside
 from mmalign.recipes._records import learned_from
-from mmalign.stacking import stacked
 from mmalign.training.journal import hashed
+from mmalign.training.kept_rows import newest
 from mmalign.training.learner import Learner
 from mmalign.training.seeds import stream
 from mmalign.types import Feedback, Rollout, UserError, contents
@@ -55,14 +55,11 @@ class Replayed:
     def take_in(self, rollout: Rollout, feedback: Feedback) -> None:
         """Keeps a rollout's rows, those of all processes; the oldest make room. feedback: on all of them."""
         tokens, lengths = self.policy.kept(rollout)  # type: ignore[attr-defined]
-        parts = self.learner.team.gather({"tokens": tokens.cpu(), "lengths": lengths.cpu(), "mask": rollout.mask.cpu()})
-        new = {name: stacked([part[name] for part in parts]) for name in ("tokens", "mask")}
-        new["lengths"] = torch.cat([part["lengths"] for part in parts])
-        new["prompt"] = torch.tensor([self.places[name] for name in feedback.prompts or ()], dtype=torch.int64)
-        new["rewards"] = feedback.rewards
-        old = self.rows or {name: value[:0] for name, value in new.items()}
-        both = {name: (stacked if value.ndim > 1 else torch.cat)([old[name], value]) for name, value in new.items()}  # type: ignore[operator]
-        self.rows = {name: value[-self.replay.capacity :] for name, value in both.items()}
+        said = torch.arange(tokens.shape[1]) < lengths.cpu()[:, None]  # behind a row's end stands anything
+        own = {"tokens": torch.where(said, tokens.cpu(), 0), "mask": rollout.mask.cpu(), "lengths": lengths.cpu()}
+        told = torch.tensor([self.places[name] for name in feedback.prompts or ()], dtype=torch.int64)
+        new = newest(self.learner.team.gather(own), len(told)) | {"prompt": told, "rewards": feedback.rewards}
+        self.rows = newest([self.rows, new] if self.rows else [new], self.replay.capacity)
 
     def next(self, step: int, update: int) -> None:
         """The rows of the next update. step, update: what randomness depends on."""

@@ -127,8 +127,7 @@ def online(  # one argument for each thing that a run is made of
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the
     step, saves, and says how to resume.
     """
-    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records)
-    refuse_asked(oracle, policy, batch, devices)
+    _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records, devices)
     pairs = method.pairs or comparisons.best_and_worst
     team = team_for(batch.prompts, "batch.prompts", together=devices.together)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
@@ -165,8 +164,6 @@ def online(  # one argument for each thing that a run is made of
             inside = _worth_an_update(method, feedback, most=wanted)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
             products.tell(*scored[-1], contents(chosen), fitting.fit)
-            if replayed is not None:
-                replayed.take_in(rollout, feedback)
             if (wanted := wanted - len(feedback.group[inside].unique())) <= 0:
                 break
         return scored
@@ -182,8 +179,7 @@ def online(  # one argument for each thing that a run is made of
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
-            beside = [one for one in (mixed, replayed) if one is not None]
-            updates = _updates(learner, scored, batch, fitting.fit, entangled, beside, step=step)
+            updates = _updates(learner, scored, batch, fitting.fit, entangled, mixed, replayed, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
@@ -222,17 +218,15 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
             yield taken
 
 
-def _updates(
-    learner: Learner,
-    batches: Sequence[Scored],
-    batch: Batch,
-    fit: Fit,
-    entangled: Entanglement,
-    beside: Sequence[Mixed | Replayed],
-    *,
-    step: int,
-) -> list[dict[str, float]]:
+def _updates(  # all that adds to an update
+    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, mixed: Mixed | None,
+    replayed: Replayed | None, *, step: int,
+) -> list[dict[str, float]]:  # fmt: skip
     """What the updates of a step measure, each in passes that fit into memory."""
+    if replayed is not None:
+        for scored in batches:
+            replayed.take_in(scored.experience.rollout, scored.feedback)
+    beside = [one for one in (mixed, replayed) if one is not None]
     measured = list[dict[str, float]]()
     for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
         for one in beside:
@@ -302,10 +296,11 @@ def _row(batches: Sequence[Scored], updates: Sequence[Mapping[str, float]], *, l
 
 def _refuse(  # what a run is made of
     policy: Policy, method: Method, batch: Batch, prompts: Sequence[Any], rewards: Rewards, oracle: Oracle | None, evaluation: Evaluation,
-    steps: int, records: Any,
+    steps: int, records: Any, devices: Devices,
 ) -> None:  # fmt: skip
     at_least(1, steps=steps)
     refuse_mismatch(policy, method)
+    refuse_asked(oracle, policy, batch, devices)
     refuse_micro_steps(method, batch.micro_steps)
     refuse_stale(method, batch.staleness)
     assignment(batch.group, method.behaviors)  # refuses a group too small for all who draw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,21 +20,13 @@ from mmalign.training import allocator, not_finite, references
 from mmalign.training.climbing import climbed
 from mmalign.training.experience import Experience
 from mmalign.training.kept_references import KeptReferences
+from mmalign.training.kept_rows import Kept
 from mmalign.training.measured import Measured, pooled
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
 from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
-
-
-class Kept(Protocol):
-    """What has tensors of its own in checkpoints, group -> name -> tensor, and takes them back."""
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]: ...
-
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None: ...
-
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
@@ -51,8 +43,8 @@ class Learner:
     from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
     becomes of an update whose numbers are not finite (``training.not_finite``). stale: rollouts are sampled one step early; the parameters
     that a step began with are then kept as the set ``behind``, so that a resumed run can sample the rollout that is on its way again.
-    beside: each adds gradients of something else to those of an update (``recipes._beside``): micro_rows -> what was measured. replayed:
-    rows of earlier rollouts that belong into checkpoints.
+    beside: each adds gradients of something else to an update's (``recipes._beside``): micro_rows -> what was measured. replayed: rows that
+    belong into checkpoints.
     """
 
     def __init__(  # one keyword for each thing that updates depend on
@@ -69,7 +61,6 @@ class Learner:
         team.copy([parameter for parameter in policy.parameters().values() if not is_cut(parameter)])
         self.optimizer = parted(optimizer.make(policy.parameters().values()))
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
-        self.updates = 0
         if all(parameter.device.type == "cpu" for parameter in policy.parameters().values()):
             allocator.keep()
         self.needs = needed(policy, method)
@@ -79,6 +70,7 @@ class Learner:
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
         self.beside: list[Callable[[int], dict[str, float]]] = []
         self.replayed: Kept | None = None
+        self.updates = 0
         self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
@@ -366,8 +358,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """The rest of it, as JSON."""
         moments = {name: kept for name, (_, kept) in self.moments.items()}
-        scales = dict(self.policy.sets.scales)
-        digests = references.digests_of(self.policy)
+        scales, digests = dict(self.policy.sets.scales), references.digests_of(self.policy)
         companions = {name: one.own_state() for name, one in self.companions.items()}
         further = (("moments", moments), ("scales", scales), ("digests", digests), ("companions", companions))
         kept = {name: some for name, some in further if some}
@@ -387,9 +378,8 @@ class Learner:
         """Puts back what ``tensors`` and ``state`` gave, bit for bit. Errors: UserError where a reference is another model than before."""
         references.refuse_others(self.policy, state.get("digests", {}))
         self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
-        self.kept.load(tensors)
-        if self.replayed is not None:
-            self.replayed.load(tensors)
+        for held in (self.kept, *([] if self.replayed is None else [self.replayed])):
+            held.load(tensors)
         self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
         self.load_own(tensors["optimizer"], state)
         for name, kept in state.get("companions", {}).items():

@@ -68,7 +68,8 @@ def built(*heads: str, alike: bool) -> tuple[Any, dict[str, dict[str, Tensor]]]:
 
 
 def heads_of(method: Method) -> list[str]:
-    return ["value"] if any(need.kind == "value" for need in method.needs | method.reads) else []
+    kinds = {need.kind for need in method.needs | method.reads}
+    return [name for name in ("value", "q1", "q2", "v1", "v2") if name in kinds]
 
 
 def of_words(method: Method) -> Any:

@@ -28,7 +28,7 @@ from tests.helpers.flat import transformers
 from tests.helpers.once import once
 from tests.test_contract import METHODS, ORACLES
 
-HEADS = ("value", "degree", "dead_end", "reward_mask", "kl_mask")
+HEADS = ("value", "q1", "q2", "v1", "v2", "degree", "dead_end", "reward_mask", "kl_mask")
 PROMPTS = {
     "token": ["abc", "why", "one two"],
     "transition": ["a", "b", "c"],

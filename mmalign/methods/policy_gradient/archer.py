@@ -11,13 +11,14 @@ from mmalign.arguments.ranges import Count, Natural, NotNegative, Positive, Prop
 from mmalign.objectives import ratios, surrogates, weights
 from mmalign.objectives.feedback import returns
 from mmalign.objectives.parts import Reading, Replay, live
+from mmalign.objectives.sentences.earlier_turns import from_earlier
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
 from mmalign.objectives.state.controllers import CriticFirst
-from mmalign.objectives.terms.turn_critics import TARGET, both_losses, from_earlier, of_turns
+from mmalign.objectives.terms.turn_critics import TARGET, both_losses, of_turns
 from mmalign.types import Feedback, Method, Move
 
 
-def archer(
+def archer(  # the paper's, and what a small model needs
     *, clip: Positive = 0.2, gamma: Proportion = 0.95, tau: Proportion = 0.1, earned: Proportion = 0.0,
     value: NotNegative = 1.0, whiten: bool = False, critic_first: Natural = 0, replay: Natural = 128, capacity: Count = 4096,
 ) -> Method:  # fmt: skip

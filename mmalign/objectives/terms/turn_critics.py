@@ -14,11 +14,10 @@ from torch import Tensor
 
 from mmalign.needs import MASK, Q1, Q2, V1, V2, of_set
 from mmalign.objectives.feedback import returns
-from mmalign.objectives.parts import DENSITIES, Reading, Term, held, live, read, refuse_kind
+from mmalign.objectives.parts import Reading, Term, held, live, read
 from mmalign.objectives.terms.critics import value_error
 from mmalign.objectives.terms.gates import Signal
-from mmalign.objectives.weights import token_mean
-from mmalign.types import Feedback, Loss, Method, Need, Steps
+from mmalign.types import Feedback, Need, Steps
 
 TARGET = "target"
 """The set of parameters that follows the trained ones slowly."""
@@ -44,7 +43,7 @@ def action_targets(feedback: Feedback, turns: Turns, *, gamma: float) -> list[Te
     """``r_u + gamma V'_k(s')`` at the last step of each turn, ``[B, T]`` for each critic k; s' is what stands before the row's next turn,
     and V' (``v1:target``) is 0 where there is none. A row's reward is that of its last turn.
 
-    gamma: discount of a turn.
+    turns: of the rollout. gamma: discount of a turn.
     """
     earned = returns.at_end(feedback.rewards, turns.number != 0)
     ahead = [returns.after(live(read(feedback, of_set(v, TARGET)).to(earned), turns.begins), turns.number) for v in V]
@@ -84,35 +83,16 @@ def both_losses(weight: float) -> Term[Signal]:
         *targets, ends, begins = signal.extras.unbind(-1)
         where = (ends, ends, begins, begins)
         parts = zip((*Q, *V), targets, where, strict=True)
-        return weight * torch.stack([_error(steps, need, target, inside) for need, target, inside in parts]).sum(0)
+        return weight * torch.stack([error(steps, need, target, inside) for need, target, inside in parts]).sum(0)
 
     return Term(of, frozenset({*Q, *V}))
 
 
-def from_earlier(*, gamma: float, weight: float) -> Method:
-    """How the two Q learn from turns of earlier rollouts, whoever took them: ``weight / 2 sum_k (Q_k - target_k)^2`` at their last steps,
-    the mean over steps (``action_targets``).
+def error(steps: Steps, need: Need, target: Tensor, inside: Tensor) -> Tensor:
+    """``1/2 (value - target)^2`` of a critic, ``[B, T]``, where ``inside`` is 1; 0 elsewhere.
 
-    gamma: discount of a turn. weight: of the loss.
+    target: what it is fitted to, ``[B, T]``. inside: 1 where it is, ``[B, T]``.
     """
-
-    def signal(feedback: Feedback) -> Tensor:
-        turns = Turns.of(feedback)
-        return torch.stack([*action_targets(feedback, turns, gamma=gamma), turns.ends.double()], dim=-1)
-
-    def loss(steps: Steps, signal: Tensor) -> Loss:
-        refuse_kind(steps, DENSITIES)
-        *targets, ends = signal.unbind(-1)
-        error = torch.stack([_error(steps, need, target, ends) for need, target in zip(Q, targets, strict=True)]).sum(0)
-        squared = 2 * error.detach().sum() / ends.sum().clamp(min=1) / len(Q)
-        return Loss(weight * error, {"q_error": squared}, over=ends.sum())
-
-    reads = frozenset({MASK, *(of_set(need, TARGET) for need in V)})
-    return Method(signal=signal, loss=loss, weigh=token_mean, needs=frozenset(Q), reads=reads)
-
-
-def _error(steps: Steps, need: Need, target: Tensor, inside: Tensor) -> Tensor:
-    """``1/2 (value - target)^2`` where ``inside`` is 1."""
     where = inside.bool() & steps.mask
     value = live(held(steps, need).to(steps.log_probs), where)
     return live(value_error(value, target, value, clip=None), where)
