@@ -287,7 +287,7 @@ def test_a_distant_scene_is_read_where_one_looks_and_not_from_afar() -> None:
         turns.append([*prompt, call, {"role": "tool", "content": [{"type": "image", "image": part}]}])
     policy = mm.policies.transformers(mm.worlds.distant_scenes(), max_completion=16, device="cpu")
     right = [mm.worlds.scene_exact()(policy.generate(asked, [0] * 40, temperature=0), prompts).mean() for asked in (turns, prompts)]
-    assert float(right[0]) > 0.9 and float(right[1]) < 0.3
+    assert float(right[0]) > 0.8 and float(right[1]) < 0.3
     assert mm.worlds.scene_exact()([[{"role": "assistant", "content": "there is a two ."}]], prompts[:1], digits=[(2,)]).tolist() == [1.0]
 
 
