@@ -67,6 +67,16 @@ class Recalling(Policy, Protocol):
         """Name -> ``[B, T]`` float64, 0 where ``mask`` is False: what ``remember`` has put into a rollout, or somebody who knew it."""
 
 
+class Replaying(Policy, Protocol):
+    """A policy that gives ``replay``: rows that it sampled can be kept, and scored again in a later step."""
+
+    def kept(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Ids ``[B, T]`` int64 of each row's steps, filled up with anything, and how many there are, ``[B]``."""
+
+    def revived(self, prompts: Sequence[Any], tokens: Tensor, lengths: Tensor, mask: Tensor) -> Rollout:
+        """The rows again, from the prompt of each, what ``kept`` gave, and which steps count, ``[B, T]``."""
+
+
 class Latent(Policy, Protocol):
     """A policy that gives ``latents``: its outputs are decoded from some, and its ``sample`` takes ``decode=False`` where nobody looks at
     outputs, which are then what its pipeline returns in place of them."""

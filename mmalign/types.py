@@ -117,7 +117,7 @@ class Steps:
         squared probabilities) of its distribution, ``topk_entropy`` (``-sum p log p``) and ``topk_mass`` (``sum p``) of its 10 likeliest
         outcomes, ``value`` (what a critic expects), ``reward_mask``, ``kl_mask``, ``activation`` (mean of what the reference's layers hold
         before the step, without gradient), ``degree``, ``dead_end`` and
-        ``dead_end_best`` (minus how surely a bad end follows the step, and the step that is best in this),
+        ``dead_end_best`` (minus how surely a bad end follows the step, and the best in this of some steps that ``start`` would take),
         ``drift`` (exact KL of the distribution that the step was sampled from to its present one, nats), and ``adjoint`` (by how much
         the reward would grow, to first order, as the outcome of the step moves from what was recorded), and of bounds ``realism`` and
         ``realism_of_given`` (logits of a classifier: that the noised sample is given data, and of what is given beside it).
@@ -465,6 +465,7 @@ class Method:
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
         of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
     climb: what is climbed before the gradient of an update is taken (``objectives.parts.Climb``); None: nothing.
+    replay: what it learns from rows of earlier rollouts besides (``objectives.parts.Replay``); None: nothing.
     masking: what its rows may hold, when they are drawn and whenever they are scored, by the policy and by references
         (``samplers.masking.Masking``); None: anything.
     """
@@ -493,6 +494,7 @@ class Method:
     scores: tuple[str, ...] = ()
     climb: Any = None
     masking: Any = None
+    replay: Any = None
 
     def __post_init__(self) -> None:
         for name, need in ((table, one) for table in ("needs", "survey_needs", "reads") for one in getattr(self, table)):

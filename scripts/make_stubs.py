@@ -21,9 +21,10 @@ PACKAGE: Any = import_module("mmalign")  # as it runs: its types are what is wri
 def stubs() -> dict[Path, str]:
     """path -> what it shall hold, for the package and for each of its rooms."""
     files = {ROOT / "mmalign" / "__init__.pyi": _package()}
-    for room in PACKAGE.ROOMS:
-        if isinstance(getattr(PACKAGE, room), Room):
-            files[ROOT / "mmalign" / room / "__init__.pyi"] = _names(f"mmalign.{room}")
+    for name, module in {**{room: f"mmalign.{room}" for room in PACKAGE.ROOMS}, **PACKAGE.FILES}.items():
+        folder = ROOT.joinpath(*module.split("."))
+        if isinstance(getattr(PACKAGE, name), Room) and folder.is_dir():
+            files[folder / "__init__.pyi"] = _names(module)
     return files
 
 

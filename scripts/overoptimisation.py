@@ -28,7 +28,7 @@ from mmalign.records import Pair
 from mmalign.report.read import read
 from mmalign.training.feedback import ask
 
-FLIPPED, MEMBERS, RM_STEPS, PPO_STEPS, EVERY = 0.25, 4, 60, 40, 5
+FLIPPED, MEMBERS, RM_STEPS, PPO_STEPS, EVERY = 0.25, 4, 60, 48, 3  # at a rate that passes the turn in many steps
 PROMPTS, SAMPLES, COUNTS = 32, 128, (1, 2, 4, 8, 16, 32, 64, 100)  # some samples cannot be read
 
 
@@ -114,7 +114,7 @@ def ppo(rewards: Mapping[str, Any], name: str, combine: Any, seed: int, folder: 
         mm.online(
             language_model(), prompts=mm.worlds.text_prompts(count=256), rewards=rewards, combine=combine, steps=PPO_STEPS,
             method=mm.methods.ppo(beta=1e-3),
-            batch=mm.Batch(prompts=16, group=8, epochs=2, micro_rows=128, missing="drop"), optimizer=mm.adamw(rate=1e-3, warmup=3),
+            batch=mm.Batch(prompts=16, group=8, epochs=2, micro_rows=128, missing="drop"), optimizer=mm.adamw(rate=3e-4, warmup=3),
             evaluation=mm.Evaluation(
                 every=EVERY, samples=2, prompts=mm.worlds.text_prompts(count=96, offset=320), judges={"gold": mm.worlds.text_gold()}
             ),

@@ -23,4 +23,5 @@ def test_the_stubs_are_of_today():
 
 def test_a_stub_names_what_the_package_answers_with():
     assert names(STUBS[ROOT / "mmalign" / "__init__.pyi"]) == set(dir(mm)) - {"__version__"}
+    assert {"linear", "prototypes"} <= names(STUBS[ROOT / "mmalign" / "policies" / "scorers" / "heads" / "__init__.pyi"])
     assert {"kto", "flow_grpo"} <= names(STUBS[ROOT / "mmalign" / "methods" / "__init__.pyi"])

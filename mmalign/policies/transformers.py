@@ -26,8 +26,8 @@ from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proport
 from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
-from mmalign.needs import DEAD_END_BEST, DEGREE, kinds, named
-from mmalign.policies.language import loading, reading, reference_models, storage, tensors
+from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE, kinds, named
+from mmalign.policies.language import loading, reading, reference_models, replayed, storage, tensors
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
 from mmalign.policies.language.blending import blended
@@ -57,7 +57,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 GIVES = frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "changed", "phrase", "segment", "behaviors", "recall", "masking",
-                   "traced", "activation"})  # fmt: skip
+                   "traced", "activation", "replay"})  # fmt: skip
 ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda _: CALL, learns_from="texts", sees=loading.foresees)
 
 
@@ -94,7 +94,7 @@ def transformers(  # one keyword for each thing that a user may set
         segments: what the fact ``segment`` numbers: ``sentence``, ``clause`` (by punctuation), ``turn`` (of the assistant's), the
             ``constituents`` of a parse, or a function of your own, text -> its segments as ``(start, end)`` in characters.
         thoughts: two texts, ``[<think>, </think>]``: what a completion says from one to the other counts for no method.
-        heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end``.
+        heads: linear ones on hidden states, trained with the rest: ``value``, ``q1``, ``v2``, ``degree``, ... (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
         turns: several of them in a rollout, an environment's replies between them (``environment``, ``limit``, ``max_turn``, ``seconds``);
             outputs are then the turns that follow a prompt.
@@ -129,7 +129,7 @@ class TransformersPolicy:
     """See ``transformers``."""
 
     kind, learns_from, spreads = ADAPTER.kind, ADAPTER.learns_from, "tensor"
-    compute_together = tensors.compute_together
+    compute_together, kept, revived = tensors.compute_together, replayed.kept, replayed.revived
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
@@ -348,8 +348,8 @@ class TransformersPolicy:
         mask[:, columns] = rollout.mask[rows][:, columns]
         need_kinds, refs = kinds(needs), rollout.held.refs
         compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *HEADS, *OF_REFERENCE}}
-        compared_with = sorted(refs) if compared or need_kinds & OF_REFERENCE else ()
+        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *OF_REFERENCE}} | {need for need in needs if need.kind in HEADS}
+        compared_with = sorted(refs) if compared or need_kinds & (OF_REFERENCE | {DEAD_END.kind}) else ()
         table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
         if DEGREE in terms:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
@@ -365,7 +365,7 @@ class TransformersPolicy:
             reverse_kls=of_references("reverse_kls"),
             facts={name: table[:, columns].double() for name, table in facts.items()}
             | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
-            terms={need.kind: table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
+            terms={str(need): table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )

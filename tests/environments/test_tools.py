@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from concurrent.futures import wait
 from typing import Any
 
 import pytest
@@ -63,10 +65,14 @@ def test_calls_of_the_chat_template_go_before_tags() -> None:
     assert none is None
 
 
-def test_a_tool_that_hangs_is_left_behind_and_then_not_asked_again() -> None:
+def test_a_tool_that_hangs_is_left_behind_and_then_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     wake = threading.Event()
-    environment = mm.environments.tools({"wait": lambda text: wake.wait(60), "repeat": repeat}, seconds=0.05, at_once=2)
-    began = time.monotonic()
+
+    def patient(futures: list[Any], seconds: float) -> Any:  # what does not hang may take its time
+        return wait(futures[1:], 300) and wait(futures, 300 if wake.is_set() else seconds)
+
+    monkeypatch.setattr(sys.modules["mmalign.environments.tools"], "wait", patient)
+    environment = mm.environments.tools({"wait": lambda text: wake.wait(600), "repeat": repeat}, seconds=0.05, at_once=2)
     [[first], [second]] = environment([said("<wait>1</wait>"), said("<repeat>a</repeat>")])
     assert first["content"] == "error: no answer in 0.05 s" and first["error"] and second["content"] == "aa"
     assert environment([said("<wait>2</wait>")])[0][0]["content"] == "error: no answer in 0.05 s"
@@ -75,7 +81,6 @@ def test_a_tool_that_hangs_is_left_behind_and_then_not_asked_again() -> None:
     while any(not future.done() for future in environment.hanging["wait"]):  # type: ignore[attr-defined]
         time.sleep(0.01)
     assert environment([said("<wait>4</wait>")])[0][0]["content"] == "True"
-    assert time.monotonic() - began < 60
 
 
 def test_long_answers_are_cut_and_empty_ones_are_said() -> None:
@@ -151,7 +156,8 @@ def test_operations_are_counted() -> None:
     ],
 )
 def test_python_answers_with_what_it_prints(code: str, answer: str, error: bool | None) -> None:
-    environment = mm.environments.tools({"python": mm.environments.run_python(seconds=2.0, memory=2**28)}, seconds=60.0)
+    seconds = 2.0 if "2 s" in answer else 300.0  # for what ends by itself
+    environment = mm.environments.tools({"python": mm.environments.run_python(seconds=seconds, memory=2**28)}, seconds=600.0)
     [[turn]] = environment([said("", calls=[{"name": "python", "arguments": {"code": code}}])])
     assert turn.get("error") is error and (answer in turn["content"] if error else answer == turn["content"])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Finite
-from mmalign.needs import DEAD_END, DEAD_END_BEST
+from mmalign.needs import DEAD_END, DEAD_END_BEST, refs
 from mmalign.objectives import weights
 from mmalign.objectives.parts import held, live, live_mean, refuse_kind
 from mmalign.objectives.terms.dead_ends import backed_up
@@ -23,15 +23,16 @@ def dead_end_value(*, bad_below: Finite = 0.5, then: Literal["best", "said"] = "
     In the decision process whose states are beginnings of a text, a text that ends badly is paid -1, all else 0, and nothing is discounted,
     so that ``Q(s, a)`` is in -1..0, and -1 where no continuation helps: a dead end. With Q the head ``dead_end`` of the policy::
 
-        y_t = max_a Q(s_{t+1}, a), or Q(s_{t+1}, a_{t+1}), without gradient;  of the last word  -1 if reward < bad_below, else 0
+        y_t = E max of Q(s_{t+1}, a) over 4 words a of start, or Q(s_{t+1}, a_{t+1}), without gradient
+        y_T = -1 if reward < bad_below, else 0,   of the last word
         loss = mean_it (Q(s_t, a_t) - y_t)^2 / 2
 
     Args:
         bad_below: the reward below which a text ended badly. Texts without a reward teach nothing.
-        then: what a word leads to. ``best``: the word after it that is best, Q-learning of the papers' optimal value, which believes well
-            of words that were hardly tried after it, and wants many texts. ``said``: the word that was said, so that Q becomes the chance
-            that
-            the model itself ends badly from there: at least as much, and so a stricter bound, learned from few.
+        then: what a word leads to. ``best``: the best of four words that the model would say after it, so that Q comes near the papers'
+            optimal value, and words after which the rest can still end well are left alone; many texts. ``said``: the word that was said,
+            so that Q becomes the chance that the model itself ends badly from there: at least as much, and so a stricter bound, learned
+            from few.
 
     For policies of ``transformers`` with ``heads: [dead_end]``; the rest of the model is what reads, and is trained with it: its own words
     are no longer what they were, and it is the model at the start (``start``) that draws, and that is rectified in the end.
@@ -40,8 +41,11 @@ def dead_end_value(*, bad_below: Finite = 0.5, then: Literal["best", "said"] = "
     bound; that Q is learned by deep Q-learning on the model's own texts, as recalled); Fatemi et al., Medical Dead-ends and Learning to
     Identify High-risk States and Treatments, arXiv 2110.04186.
 
-    Deviations: ``then: said``; no target network and no second Q, whose maximum is taken of the parameters as they are; Q is kept in -1..0
-    by a sigmoid, where the papers clip; the reward of a whole text is what makes its end bad, where a classifier of toxicity did.
+    Deviations: the papers' maximum over all words never comes down from where it began, since some word is always left that was hardly
+    tried after a bad one and is still believed to be safe; here it is the expected maximum over a few draws of the model
+    (``best_of_draws``; Ghasemipour et al., EMaQ, arXiv 2007.11091, as recalled). ``then: said``; no target network and no second Q, whose
+    best is taken of the parameters as they are; Q is kept in -1..0 by a sigmoid, where the papers clip; the reward of a whole text is what
+    makes its end bad, where a classifier of toxicity did.
 
     Examples:
         >>> from mmalign.types import Feedback, Steps
@@ -73,7 +77,7 @@ def dead_end_value(*, bad_below: Finite = 0.5, then: Literal["best", "said"] = "
         signal=signal,
         loss=loss,
         weigh=weights.token_mean,
-        needs=frozenset({DEAD_END}),
+        needs=frozenset({DEAD_END, refs("start")} if then == "best" else {DEAD_END}),
         unit="row",
         kinds=frozenset({"token"}),
         keep=lambda feedback: ~feedback.rewards.isnan(),

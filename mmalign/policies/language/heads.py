@@ -1,6 +1,7 @@
 """Linear heads on a language model's hidden states: what methods ask of a step besides its probability, trained and kept with the rest.
 
-``value``: what a critic expects; it starts at 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
+``value``: what a critic expects; it starts at 0. ``q1``, ``q2``, ``v1``, ``v2``: what two critics expect behind and
+before a turn; they start apart, close to 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
 reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-probability of how much of an answer was taken out of it.
 ``dead_end``: ``-sigmoid(W h + b)`` for each word, minus how surely a bad end follows it; close to 0 at first.
 """
@@ -19,13 +20,18 @@ from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import Need, UserError
 
-HeadName = Literal["value", "degree", "dead_end", "reward_mask", "kl_mask"]
+HeadName = Literal["value", "q1", "q2", "v1", "v2", "degree", "dead_end", "reward_mask", "kl_mask"]
 MASKS = frozenset({"reward_mask", "kl_mask"})
 OF_REFERENCE = MASKS | {"activation"}
 """What is read off the reference's hidden states, by a head or as it is."""
-HEADS = frozenset({"value", "degree", "dead_end"}) | MASKS
+CRITICS = ("q1", "q2", "v1", "v2")
+HEADS = frozenset({"value", "degree", "dead_end", *CRITICS}) | MASKS
+APART = 0.1
+"""How far the critics' first weights are from 0, in units of one over the square root of the width: two that start alike stay alike."""
 SAFE = -4.0
 """The bias of ``dead_end`` at the start: a bad end is taken to follow a word in one case of 56."""
+TRIED = 4
+"""The best word of a model is the best of so many that it draws: what it hardly ever says was hardly learned from, and is not believed."""
 DEGREES = 4
 """Degrees are 0, 1, ... of so many: that part of an answer's live tokens is taken out, those that surprise the reference most first."""
 
@@ -40,20 +46,24 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
         words = model.get_output_embeddings().weight.shape[0]
         heads[name] = layer = nn.Linear(width, {"degree": DEGREES, "dead_end": words}.get(name, 1), device=device)
         nn.init.zeros_(layer.weight)
+        if name in CRITICS:
+            rng = torch.Generator().manual_seed(CRITICS.index(name))
+            layer.weight.data.copy_(APART * width**-0.5 * torch.randn(layer.weight.shape, generator=rng))
         nn.init.constant_(layer.bias, {**dict.fromkeys(MASKS, 1.0), "dead_end": SAFE}.get(name, 0.0))
     sets.add(heads)
     return heads
 
 
-def head_tables(name: str, head: nn.Module, hidden: Tensor, tokens: Tensor, never: Tensor | None) -> dict[Need, Tensor]:
+def head_tables(name: str, head: nn.Module, hidden: Tensor, tokens: Tensor, drawing: Tensor | None) -> dict[Need, Tensor]:
     """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number.
 
-    hidden: ``[N, H]``. tokens: ``[N]``, the word that stands there. never: those that are never said, and so never the best.
+    hidden: ``[N, H]``. tokens: ``[N]``, the word that stands there. drawing: log-probabilities ``[N, V]`` of the model at the start, which
+    ``dead_end_best`` is by; without, there is none.
     """
     if name == "dead_end":
         each = of_dead_ends(head, hidden).double()
-        open_to = each if never is None else each.index_fill(1, never, -torch.inf)
-        return {DEAD_END: each.gather(1, tokens[:, None])[:, 0], DEAD_END_BEST: open_to.amax(1)}
+        best = {} if drawing is None else {DEAD_END_BEST: best_of_draws(each, drawing.double(), TRIED)}
+        return {DEAD_END: each.gather(1, tokens[:, None])[:, 0]} | best
     outputs = head(hidden.float()).double()
     if name == "degree":
         return {Need("degree", str(number)): column for number, column in enumerate(outputs.log_softmax(-1).unbind(-1))}
@@ -63,6 +73,17 @@ def head_tables(name: str, head: nn.Module, hidden: Tensor, tokens: Tensor, neve
 def of_dead_ends(head: nn.Module, hidden: Tensor) -> Tensor:
     """``[N, words]`` in -1..0, of hidden states ``[N, H]``: minus how surely a bad end follows each word."""
     return -head(hidden.float()).sigmoid()  # type: ignore[no-any-return]
+
+
+def best_of_draws(values: Tensor, log_probs: Tensor, count: int) -> Tensor:
+    """``[N]``: the expected maximum of ``values [N, V]`` over ``count`` draws; of one draw the mean, of ever more the maximum.
+
+    With the values in ascending order and F the distribution's sums up to each: ``sum_i v_i (F_i^count - F_(i-1)^count)``. As a backup of
+    Q-learning: Ghasemipour et al., EMaQ, arXiv 2007.11091 (as recalled).
+    """
+    order = values.argsort(1)
+    below = log_probs.gather(1, order).exp().cumsum(1).clamp(max=1.0) ** count
+    return (values.gather(1, order) * below.diff(dim=1, prepend=below.new_zeros(len(below), 1))).sum(1)
 
 
 def degrees(

@@ -191,6 +191,13 @@ def numbers_of(  # all that a number depends on
     return dict(zip((LOG_PROBS, *names), columns, strict=True))
 
 
+def distribution(
+    head: Head, hidden: Tensor, *, temperature: float = 1.0, never: Tensor | None = None, allowed: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities ``[N, V]`` at N positions, all at once; arguments as of ``numbers_of``."""
+    return _tempered(head(hidden), temperature, never, allowed).log_softmax(-1)
+
+
 def _pieces(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, at_once: int, never: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST
+from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST, of_set
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.activations import mean_activations
 from mmalign.policies.language.fitting import Running
 from mmalign.policies.language.heads import HEADS, MASKS, OF_REFERENCE, head_tables
-from mmalign.policies.language.logits import LOG_PROBS, Head, numbers_of
+from mmalign.policies.language.logits import LOG_PROBS, Head, distribution, numbers_of
 from mmalign.types import Need, UserError
 
 WASTE = 1.5  # a batch is split once its filled-up size is so many times what it really holds
@@ -51,6 +51,7 @@ class Scorer:
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
+        of_sets = {need for need in of_heads if need.name}
         places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
             wanted_cells = cells[part]
@@ -63,19 +64,24 @@ class Scorer:
             inside = wanted_cells[:, :width].to(self.device)
             others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
             hidden = self.hidden(sequences)[inside]
-            settings: dict[str, Any] = {"temperature": self.temperature, "at_once": self.at_once, "others": others, "never": self.never}
-            settings["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
+            manner: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
+            manner["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
+            settings = {**manner, "at_once": self.at_once, "others": others}
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
-            for name in (need.kind for need in sorted(of_heads)):
+            drawing = distribution(*others["start"], **manner) if DEAD_END in of_heads and "start" in others else None
+            for name in (need.kind for need in sorted(of_heads - of_sets)):
                 states = others["ref"][1] if name in MASKS else hidden
-                table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], self.never)
+                table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], drawing)
+            if using is not None:
+                for name in sorted({need.name for need in of_sets}):
+                    table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
             if ACTIVATION in numbers and using:
                 with using("ref") as fit:
                     table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
             at = wanted_cells.nonzero()
             places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
             tables.append(table)
-        beside = {DEAD_END_BEST} if DEAD_END in numbers else set[Need]()
+        beside = {DEAD_END_BEST} if DEAD_END in numbers and "start" in references else set[Need]()
         names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers, *beside])
         where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
         empty = torch.zeros(cells.shape, dtype=torch.float64)
@@ -94,6 +100,16 @@ class Scorer:
         finally:
             for layer in self.layers:
                 layer.training = False
+
+    def _of_set(
+        self, name: str, kinds: Sequence[str], using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences,
+        inside: Tensor,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """What heads of these kinds say, ``[N]`` each, where the parameters, theirs among them, are a named set's; without gradient."""
+        with torch.no_grad(), using(name) as fit:
+            states, tokens = fit.states(rows)[inside.to(fit.device)], rows.tokens[inside]
+            said = [head_tables(kind, self.heads[kind], states, tokens, None) for kind in kinds]
+        return {of_set(need, name): values for table in said for need, values in table.items()}
 
     def _reference(
         self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
