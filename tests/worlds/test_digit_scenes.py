@@ -295,7 +295,7 @@ def test_training_rows_of_distant_scenes_are_what_the_policy_reads() -> None:
     """Their ids are those of the conversation as the policy encodes it, and what is learned is what it counts."""
     from mmalign.worlds.digit_scenes import distant
 
-    policy = mm.policies.transformers(mm.worlds.distant_scenes(), max_completion=48, device="cpu")
+    policy: Any = mm.policies.transformers(mm.worlds.distant_scenes(), max_completion=48, device="cpu")
     rows = distant._rows(policy.chat.vision.processor, 12, 1.0, 1.0, torch.Generator().manual_seed(0))
     rng, pixels = torch.Generator().manual_seed(0), []
     for number in range(12):
