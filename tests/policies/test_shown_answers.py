@@ -106,7 +106,7 @@ def test_answers_are_put_in_as_they_are_and_conversations_stay() -> None:
     behind = others(
         given.held, "revising", rows=(torch.arange(2), given.group), systems=made.contrasts, ablation=made.ablation, room=made.room
     )
-    words = [made.chat.words(ids.tolist()) for ids in behind.prompts]
+    words = [made.chat.words(prompt.ids) for prompt in behind.encoded]
     start = "<|user|> 1 <|end|> <|assistant|> 2 <|end|> <|user|> ( "
     assert words == [f"{start}{answer} ) 3 + 4 <|end|> <|assistant|>" for answer in ("7", "5 6")]
 

@@ -1,8 +1,8 @@
 """Distant scenes: one digit in a large picture, too small to be read in it, and a model that may look closer.
 
-A picture has eight by eight cells of 32 pixels, the size of all that the model sees at a time. In one of them stands a scan, and the request
-says in which. Shrunk to what the model sees it is a pixel; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn can but
-guess, and two can tell.
+A picture has eight by eight cells of 32 pixels, the size of all that the model sees at a time, and a scan somewhere in the fourth cell of
+the fourth row. Shrunk to what the model sees it is a pixel; the cell by itself, shown by ``zoom``, is seen as scenes are. So one turn can
+but guess, and two can tell.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mmalign.worlds.digit_scenes.scenes import (
     CELL,
     CELLS,
     GRID,
+    REQUEST,
     SIDE,
     Split,
     caption,
@@ -36,6 +37,7 @@ __all__ = ["distant_scenes", "distant_scenes_prompts"]
 LOOK, LOOKED = "<zoom>", "</zoom>"
 FAR = 8  # cells in a row, and in a column
 WIDE = FAR * SIDE
+PLACE = (3, 3)  # row and column of the cell that holds the digit, from 0
 CONTEXT = 128
 
 
@@ -54,37 +56,32 @@ def distant_scenes(*, device: str = "cpu") -> tuple[Any, Any]:
 
 
 def distant_scenes_prompts(*, split: Split = "train", count: Count = 256, offset: Natural = 0) -> list[Any]:
-    """Conversations, each with a distant scene and the request to say what is in one of its cells: ``what is in 2 3 ?``, row and column.
+    """Conversations, each with a distant scene and the request to say what is in it.
 
     split: ``train``, of scans that the base knows; ``held_out``, of others (``variant``: the same). count: how many. offset: number of
     the first, from 0.
     """
     prompts = []
     for number in range(offset, offset + count):
-        picture, digit, place = distant(split, torch.Generator().manual_seed(2 * number + (split != "train")))
+        picture, digit = distant(split, torch.Generator().manual_seed(2 * number + (split != "train")))
         path = picture_file(f"distant-{split}-{number}", partial(lambda *drawn: drawn, picture, (digit,)))
-        prompts.append(conversation(path, request(place)))
+        prompts.append(conversation(path, REQUEST))
     return prompts
 
 
-def request(place: tuple[int, int]) -> str:
-    """What is asked about a cell, by its row and column from 0."""
-    return f"what is in {place[0] + 1} {place[1] + 1} ?"
-
-
-def distant(split: Split, rng: torch.Generator) -> tuple[Tensor, int, tuple[int, int]]:
-    """A picture ``[3, 256, 256]`` uint8, its digit, and the row and column of the cell that the digit stands in, from 0."""
+def distant(split: Split, rng: torch.Generator) -> tuple[Tensor, int]:
+    """A picture ``[3, 256, 256]`` uint8, and its digit."""
     images, labels = scans("known" if split == "train" else "unseen")
-    digit, row, column, down, across = (int(torch.randint(high, (), generator=rng)) for high in (10, FAR, FAR, GRID, GRID))
+    digit, down, across = (int(torch.randint(high, (), generator=rng)) for high in (10, GRID, GRID))
     some = torch.nonzero(labels == digit)[:, 0]
     ink = images[some[int(torch.randint(len(some), (), generator=rng))], 0]
     ink = shaken_ink(ink[None], rng)[0] if split == "train" else ink
     ground, light = 0.3 * torch.rand((3, 1, 1), generator=rng), 0.75 + 0.25 * torch.rand((3, 1, 1), generator=rng)
-    top, left = row * SIDE + down * CELL, column * SIDE + across * CELL
+    top, left = PLACE[0] * SIDE + down * CELL, PLACE[1] * SIDE + across * CELL
     picture = ground.expand(3, WIDE, WIDE).clone()
     picture[:, top : top + CELL, left : left + CELL] += (light - ground) * ink
     picture += 0.03 * torch.randn((3, WIDE, WIDE), generator=rng)
-    return (picture.clamp(0, 1) * 255).round().byte(), digit, (row, column)
+    return (picture.clamp(0, 1) * 255).round().byte(), digit
 
 
 # Training
@@ -103,11 +100,11 @@ def untrained() -> tuple[Any, Any]:
 
 
 def train_base(
-    *, iterations: int = 300, batch: int = 32, learning_rate: float = 2e-3, looks: float = 0.5, right: float = 0.6, seed: int = 0
+    *, iterations: int = 150, batch: int = 32, learning_rate: float = 2e-3, looks: float = 0.5, right: float = 0.6, seed: int = 0
 ) -> tuple[Any, Any]:
     """Trains the base on what others said of training scenes; a minute or two on one core.
 
-    Half of them looked closer, three in five of those where they were asked to, and said what they saw; all others guessed.
+    Half of them looked closer, three in five of those where the digit is, and said what they saw; all others guessed.
 
     iterations: updates. batch: conversations of each. learning_rate: the highest of a one-cycle schedule. looks: part of conversations in
     which somebody looks. right: part of those looks that go where the digit is. seed: of scenes and conversations.
@@ -126,13 +123,13 @@ def _rows(processor: Any, batch: int, looks: float, right: float, rng: torch.Gen
     words, shown = processor.tokenizer, f"<vision> {' '.join([processor.image_token] * CELLS)} </vision>"
     pictures, lines = list[Tensor](), list[list[tuple[str, bool]]]()
     for _ in range(batch):
-        picture, digit, place = distant("train", rng)
+        picture, digit = distant("train", rng)
         pictures.append(picture)
-        line = [(f"user : {shown} {request(place)} assistant :", False)]
+        line = [(f"user : {shown} {REQUEST} assistant :", False)]
         guess, chance = int(torch.randint(10, (), generator=rng)), torch.rand(2, generator=rng).tolist()
         if chance[0] < looks:
-            there = place if chance[1] < right else tuple(torch.randint(FAR, (2,), generator=rng).tolist())
-            guess = digit if there == place else guess
+            there = PLACE if chance[1] < right else tuple(torch.randint(FAR, (2,), generator=rng).tolist())
+            guess = digit if there == PLACE else guess
             row, column = there
             pictures.append(picture[:, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE])
             line += [(f"{LOOK} {row + 1} {column + 1} {LOOKED} <eos>", True), (f"tool : {shown} assistant :", False)]
