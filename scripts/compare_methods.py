@@ -7,7 +7,7 @@ python scripts/compare_methods.py text --rates 0.3 1 3 --seeds 3    # each with 
 With --rates, every method has the same budget: seed 0 at each multiple of its config's learning rate, then the other seeds at the one
 where `gold` came out highest. The table is of the other seeds alone, which chose nothing.
 
-A run that is finished under --runs is not made again, so an interrupted call goes on where it was.
+A run that is finished under --runs is not made again, and one that was begun is resumed, so an interrupted call goes on where it was.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def trained(name: str, folder: str, seed: int, runs: Path, *, rate: float = 1.0)
     if not path.is_file():
         command = [sys.executable, "-m", "mmalign", "train", f"{folder}/{name}", f"run.folder={place}", f"run.seed={seed}"]
         command += [] if rate == 1 else [f"optimizer.rate={rate * config.optimizer.rate:g}"]
+        command += ["--resume"] if path.parent.exists() else []
         for key, reference in config.get("references", {}).items():
             trained(str(reference["from"]).removeprefix(f"{folder}_"), folder, seed, runs)
             command.append(f"references.{key}.from={runs / str(seed) / reference['from']}")
@@ -84,6 +85,9 @@ def columns(summary: dict[str, Any]) -> list[str]:
 def tuned(name: str, folder: str, rates: Sequence[float], seeds: int, runs: Path) -> tuple[float, list[dict[str, Any]]]:
     """The multiple of the learning rate at which seed 0 ends best by the first judge, and the summaries of the other seeds at it."""
     tried = {rate: trained(name, folder, 0, runs, rate=rate) for rate in rates}
+    for rate, run in tried.items():
+        if "failed" in run:
+            tqdm.write(f"{name} at {rate:g} times its rate, which is not among those that were tried: {run['failed']}")
     done = {rate: run[f"{judge_of(run)}_after"] for rate, run in tried.items() if "failed" not in run}
     if not done:
         return rates[0], [tried[rates[0]]]

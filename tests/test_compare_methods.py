@@ -36,12 +36,12 @@ def _trains(monkeypatch: pytest.MonkeyPatch, gold: Any) -> list[list[str]]:
 
     def run(command: list[str], **how: Any) -> Any:
         commands.append(command[4:])
-        words = dict(word.split("=", 1) for word in command[5:])
+        words = dict(word.split("=", 1) for word in command[5:] if word != "--resume")
         value = gold(command[4], words)
         if value is None:
             return SimpleNamespace(returncode=1, stderr="mmalign: no memory")
         place = Path(words["run.folder"]) / command[4].replace("/", "_")
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok="--resume" in command)
         (place / "summary.json").write_text(json.dumps(_summary(value)))
         return SimpleNamespace(returncode=0, stderr="")
 
@@ -62,15 +62,23 @@ def test_the_first_seed_chooses_a_rate_and_the_others_are_reported(script: Any, 
 
 
 def test_a_rate_that_fails_is_not_chosen_and_a_reference_is_made_first(
-    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = _trains(monkeypatch, lambda name, words: None if words.get("optimizer.rate") == "0.0015" else 0.3)
     rate, runs = script.tuned("rto", "text", [1.0, 3.0], 2, tmp_path)
     assert rate == 1.0 and len(runs) == 1
     assert [command[0] for command in commands] == ["text/dpo", "text/rto", "text/rto", "text/dpo", "text/rto"]
+    assert "rto at 3 times its rate, which is not among those that were tried: mmalign: no memory" in capsys.readouterr().out
     assert commands[2][-1] == f"references.dpo.from={tmp_path / '0' / 'text_dpo'}"
     _trains(monkeypatch, lambda name, words: None)
     assert script.tuned("ipo", "text", [1.0, 3.0], 2, tmp_path)[1] == [{"failed": "mmalign: no memory"}]
+
+
+def test_a_run_that_was_begun_goes_on(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = _trains(monkeypatch, lambda name, words: 0.4)
+    (tmp_path / "rate_0.3" / "0" / "text_dpo").mkdir(parents=True)
+    rate, runs = script.tuned("dpo", "text", [0.3, 1.0], 2, tmp_path)
+    assert (rate, len(runs)) == (0.3, 1) and ["--resume" in command for command in commands] == [True, False, False]
 
 
 @pytest.mark.parametrize("words", [["--rates", "1", "3"], ["--rates", "0", "1", "--seeds", "3"]])

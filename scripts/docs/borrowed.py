@@ -17,6 +17,7 @@ PAGES = {
     ".github/CHANGELOG.md": "changelog.md",
     "configs/README.md": "configs/index.md",
     "configs/text/README.md": "configs/text_results.md",
+    "configs/text/TUNED.md": "configs/text_tuned.md",
     "configs/text_small/README.md": "configs/text_small_results.md",
     "mmalign/data/README.md": "pages/data.md",
     "mmalign/distributed/README.md": "pages/distributed.md",
