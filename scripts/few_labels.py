@@ -26,7 +26,7 @@ from mmalign.runs.trained import trained
 
 STEPS, LABELS, UNLABELLED, BEST_OF, PROTOTYPES = 80, 32, 16, 8, 8
 RATES = {"metarm-0.05": 0.05, "metarm-0.5": 0.5}
-WEIGHTS = {"contrastive-0.1": 0.1, "contrastive-0.5": 0.5}
+WEIGHTS = {"contrastive-0.1": 0.1}
 METHODS = ("plain", *WEIGHTS, *RATES)
 
 
