@@ -18,6 +18,16 @@ class Tooled(Protocol):
     schemas: Sequence[Mapping[str, Any]]
 
 
+@runtime_checkable
+class Joined(Protocol):
+    """An environment in which the policy itself may play a part. awaits: whether it is to, since nobody else was named."""
+
+    awaits: bool
+
+    def join(self, speaker: Callable[..., list[Any]]) -> None:
+        """Takes what the policy's reference answers to conversations: ``(prompts, seeds, **call) -> answers``."""
+
+
 class Differentiable(Policy, Protocol):
     """A policy that gives ``adjoint``: rewards' gradients reach the steps of its samples."""
 
@@ -55,6 +65,16 @@ class Recalling(Policy, Protocol):
 
     def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
         """Name -> ``[B, T]`` float64, 0 where ``mask`` is False: what ``remember`` has put into a rollout, or somebody who knew it."""
+
+
+class Replaying(Policy, Protocol):
+    """A policy that gives ``replay``: rows that it sampled can be kept, and scored again in a later step."""
+
+    def kept(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Ids ``[B, T]`` int64 of each row's steps, filled up with anything, and how many there are, ``[B]``."""
+
+    def revived(self, prompts: Sequence[Any], tokens: Tensor, lengths: Tensor, mask: Tensor) -> Rollout:
+        """The rows again, from the prompt of each, what ``kept`` gave, and which steps count, ``[B, T]``."""
 
 
 class Latent(Policy, Protocol):

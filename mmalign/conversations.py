@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.media import KINDS, Medium, canonical_bytes
+from mmalign.media import KINDS, Medium, address, canonical_bytes, is_address
 from mmalign.types import UserError
 
 Turn = Mapping[str, Any]
@@ -17,6 +18,8 @@ MADE_BETTER = "\n\nAnswer: {answer}\n\nThe same answer, made better:"
 """How an answer is shown to who is to make it better, behind its prompt."""
 JUDGED_BY = "\n\nJudge by these rules:\n{principles}"
 """How principles are named, behind a prompt."""
+COMPARED = "\n\nResponse A: {first}\n\nResponse B: {second}\n\nWhich response is better? Answer with the letter alone: A or B."
+"""How two answers are shown to who is to say which is the better one, behind their prompt."""
 
 
 def media_of(turns: Sequence[Turn]) -> list[Medium]:
@@ -28,6 +31,21 @@ def texts_of(turn: Turn) -> list[str]:
     """The words of a turn."""
     content = turn.get("content")
     return [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content or () if part.get("type") == "text"]
+
+
+def held(turn: Turn) -> Turn:
+    """A turn whose pictures are addresses, as files can hold them: ``data:`` URLs of those that are in memory. Errors: Broken."""
+    content = turn.get("content")
+    if content is None or isinstance(content, str):
+        return turn
+    return {**turn, "content": [_addressed(part) if part.get("type") == "image" else part for part in content]}
+
+
+def _addressed(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    [source] = _sources(part) or [None]
+    if isinstance(source, (str, Path)):
+        return {"type": "image", "url" if is_address(source) else "path": str(source)}
+    return {"type": "image", "url": address(source)}
 
 
 def without(turns: Sequence[Turn], gone: set[int]) -> list[Turn]:
@@ -168,6 +186,30 @@ def said_after(prompt: Any, words: str) -> Any:
     content = prompt[place].get("content")
     said = content + words if isinstance(content, str) else [*(content or ()), {"type": "text", "text": words}]
     return [{**turn, "content": said} if number == place else turn for number, turn in enumerate(prompt)]
+
+
+def compares(key: str, words: str, say: Sequence[str]) -> bool:
+    """Whether the words of a judge's question show two answers, ``{first}`` and ``{second}``, or one, ``{answer}``. say: its two verdicts.
+
+    Errors: UserError, by the ``key`` of the node, for words that show neither, and for verdicts that are not two different texts.
+    """
+    shown = {name for name in ("first", "second", "answer") if f"{{{name}}}" in words}
+    if shown not in ({"first", "second"}, {"answer"}):
+        raise UserError(f"{key}.words: got {words!r}, takes words with {{first}} and {{second}} in them, or with {{answer}}")
+    if len(say) != 2 or say[0] == say[1] or not all(say):
+        raise UserError(f"{key}.say: got {say!r}, takes two different texts")
+    return "first" in shown
+
+
+def shown_in(words: str, answers: Mapping[str, str]) -> str:
+    """Words with an answer in place of each ``{name}``; what answers hold themselves stays as it is.
+
+    Examples:
+        >>> shown_in("A: {first} B: {second}", {"first": "{second}", "second": "no"})
+        'A: {second} B: no'
+    """
+    places = "|".join(re.escape(f"{{{name}}}") for name in answers)
+    return re.sub(places, lambda found: answers[found[0][1:-1]], words)
 
 
 def said_instead(prompt: Any, words: str) -> Any:

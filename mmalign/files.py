@@ -92,6 +92,14 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def gone(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def usual_modes(folder: Path) -> None:
     """Gives the files in a folder the mode of a new file: what safetensors writes (0.8) nobody but its owner could read."""
     example = folder / f".{os.getpid()}.mode"

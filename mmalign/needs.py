@@ -13,6 +13,7 @@ OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
 STD, SLOPE, DT, NOISE = Need("std"), Need("slope"), Need("dt"), Need("noise")
 CHANGED, PHRASE, SEGMENT = Need("changed"), Need("phrase"), Need("segment")
 ENTROPY, COLLISION, VALUE = Need("entropy"), Need("collision"), Need("value")
+Q1, Q2, V1, V2 = Need("q1"), Need("q2"), Need("v1"), Need("v2")
 TOPK_ENTROPY, TOPK_MASS = Need("topk_entropy"), Need("topk_mass")
 REWARD_MASK, KL_MASK, DEGREE = Need("reward_mask"), Need("kl_mask"), Need("degree")
 DEAD_END, DEAD_END_BEST = Need("dead_end"), Need("dead_end_best")  # the second comes with the first where refs("start") is asked for
@@ -59,6 +60,27 @@ def absolute(name: str, share: float) -> Need:
 def score(name: str) -> Need:
     """No table: what that reference says of noised samples, which differences of scores are made of."""
     return Need("score", name)
+
+
+def of_set(need: Need, name: str) -> Need:
+    """What a head says where the parameters, its own among them, are those of the set of that name; for ``Method.reads``.
+
+    Examples:
+        >>> str(of_set(V1, "target"))
+        'v1:target'
+    """
+    return Need(need.kind, name)
+
+
+def called(word: str) -> Need:
+    """The need that ``str`` wrote as this word, of those without a share.
+
+    Examples:
+        >>> called("v1:target") == of_set(V1, "target"), called("value") == VALUE
+        (True, True)
+    """
+    kind, _, name = word.partition(":")
+    return Need(kind, name)
 
 
 def contrast(name: str) -> Need:

@@ -465,6 +465,7 @@ class Method:
         and rows are only compared. wins: scores ``[N, T]`` of rows and of others -> how probably each is better, ``[N, dimensions]``; None
         of methods that compare nothing. scores: names of all of them, where records label each by itself; a recipe says them.
     climb: what is climbed before the gradient of an update is taken (``objectives.parts.Climb``); None: nothing.
+    replay: what it learns from rows of earlier rollouts besides (``objectives.parts.Replay``); None: nothing.
     masking: what its rows may hold, when they are drawn and whenever they are scored, by the policy and by references
         (``samplers.masking.Masking``); None: anything.
     """
@@ -493,6 +494,7 @@ class Method:
     scores: tuple[str, ...] = ()
     climb: Any = None
     masking: Any = None
+    replay: Any = None
 
     def __post_init__(self) -> None:
         for name, need in ((table, one) for table in ("needs", "survey_needs", "reads") for one in getattr(self, table)):

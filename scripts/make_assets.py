@@ -3,8 +3,8 @@ and assets/digit_scenes, the classifier that is their proxy reward, the question
 
     python scripts/make_assets.py            # all of them
     python scripts/make_assets.py dit        # one of dit, sd3 (about five minutes each on two cores), moving_digits (two), token_digits
-                                             # (two), calculator (two), llava, qwen2_vl (three and five on one core), proxy (seconds),
-                                             # arithmetic, pictures (at once)
+                                             # (two), calculator (two), llava, qwen2_vl (three and five on one core), distant (two, on
+                                             # one core, from qwen2_vl), proxy (seconds), arithmetic, pictures (at once)
 
 Weights of bases are kept as float16, which is lossless enough: the script prints what they can do before and after rounding.
 """
@@ -28,6 +28,7 @@ from mmalign.rewards.texts.exact_match import exact_match
 from mmalign.worlds.calculator import base as calculator_base
 from mmalign.worlds.calculator.data import calculator_prompts
 from mmalign.worlds.digit_scenes import base as scenes_base
+from mmalign.worlds.digit_scenes import distant
 from mmalign.worlds.digit_scenes.judges import scene_hallucination
 from mmalign.worlds.digit_scenes.scenes import digit_scenes_prompts
 from mmalign.worlds.digits.base import train_base
@@ -139,6 +140,16 @@ def make_digit_scenes(name: scenes_base.Model) -> None:
     print(f"{name}: {scene_numbers(*scenes_base.digit_scenes(model=name))} after rounding to float16")
 
 
+def make_distant() -> None:
+    """Trains and saves the base of scenes that have to be looked at closer."""
+    made, processor = distant.train_base()
+    folder = ASSETS / "digit_scenes" / "distant"
+    made.to(torch.float16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
+
+
 def main(names: list[str]) -> None:
     """Trains and saves each base."""
     for name in names:
@@ -155,8 +166,8 @@ def main(names: list[str]) -> None:
         if name == "token_digits":
             make_token_digits()
             continue
-        if name == "calculator":
-            make_calculator()
+        if name in ("calculator", "distant"):
+            (make_calculator if name == "calculator" else make_distant)()
             continue
         if name in scenes_base.PICTURE:
             make_digit_scenes(name)  # type: ignore[arg-type]

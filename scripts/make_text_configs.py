@@ -18,7 +18,7 @@ from mmalign.rooms import find, index
 from mmalign.types import Method
 
 FOLDER = Path(__file__).parents[1] / "configs" / "text"
-BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "p3o", "opd"}
+BY_HAND = {"grpo", "dpo", "ipo", "kto", "fine_grained_rlhf", "dppo", "grpo_s", "p3o", "opd", "cgpo"}
 
 SETTINGS: dict[str, str] = {
     "dr_grpo": "length: 20", "sppo": "beta: 0.05", "gpo": "beta: 0.1", "inpo": "eta: 0.05", "mnpo": "eta: 0.05", "apo_zero": "beta: 0.3",
@@ -36,7 +36,7 @@ WITHOUT = {
     "gdpo": "a second reward",
     "ddpo": "denoising steps (on tokens it is GRPO's kin)",
     "dance_grpo": "denoising steps", "b2_diffurl": "denoising steps", "diffusion_opd": "a teacher", "sdpo": "contrasts",
-    "cgpo": "judges", "va_pi": "codes of images",
+    "va_pi": "codes of images",
 }  # fmt: skip
 
 POLICY = """\

@@ -63,9 +63,9 @@ ARROWS: dict[str, set[str]] = {
         *("types", "arguments", "records", "media", "conversations", "files", "serving", "combinations", "matching", "devices", "runs")
     },
     "data": {"types", "arguments", "files", "records", "media", "conversations", "reference_scores"},
-    "worlds": {"types", "arguments", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
+    "worlds": {"types", "arguments", "conversations", "needs", "stacking", "records", "samplers", "objectives", "policies", "evaluation"},
     "guidance": {"types", "arguments", "samplers", "policies", "combinations"},
-    "environments": {"types", "arguments", "conversations", "rewards"},
+    "environments": {"types", "arguments", "conversations", "media", "rewards", "serving"},
     "evaluation": {"types", "arguments", "media", "conversations", "records", "data", "objectives"},
     "runs": {"types", "arguments", "config", "files", "media", "conversations", "matching", "distributed"},
     "distributed": {"types", "stacking"},
@@ -231,10 +231,9 @@ def imports(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[int, str]]:
 
 @cache
 def edges(name: str, code: str | None = None) -> set[str]:
-    """The files of mmalign that a file imports, those inside functions included, but for what only a type checker reads."""
+    """The files of mmalign that a file imports, those inside functions included, and those that only a type checker reads."""
     targets = set()
-    module = ast.parse(code) if code is not None else tree(name)
-    for child in running(module):
+    for child in ast.walk(ast.parse(code)) if code is not None else nodes(name):
         if not isinstance(child, ast.ImportFrom) or not (child.module or "").startswith("mmalign"):
             continue
         for alias in child.names:
@@ -271,14 +270,14 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return rings
 
 
-def running(node: ast.AST, *, at_import: bool = False) -> Iterator[ast.AST]:
-    """A file as it runs, without what only a type checker reads; ``at_import``: without the bodies of functions, too."""
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What of a file runs when it is imported: neither what only a type checker reads nor the bodies of functions."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             continue
-        if not (at_import and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
-            yield from running(child, at_import=at_import)
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from at_import(child)
 
 
 def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -350,7 +349,7 @@ def test_nothing_heavy_at_top_level():
     def loaded(name: str) -> list[tuple[int, str]]:
         light = home(name) in LIGHT or name.endswith("__init__.py")
         heavy = HEAVY | {"torch", "numpy", "omegaconf", "pydantic", "yaml"} if light else HEAVY
-        first = imports(running(tree(name), at_import=True), name)
+        first = imports(at_import(tree(name)), name)
         return [(line, module) for line, module in first if name not in MAY_BE_HEAVY and module.split(".")[0] in heavy]
 
     assert odd(loaded) == {}
@@ -425,7 +424,7 @@ def test_imports_are_seen_wherever_they_are():
     code = f"import a.b\nfrom mmalign import rooms\n{inside}class C:\n    import np\n"
     seen = [module for _, module in imports(ast.walk(ast.parse(code)), "worlds/digits/model.py")]
     assert sorted(seen) == ["a.b", "mmalign.rooms", "mmalign.worlds", "mmalign.worlds.digits.x", "np", "torch"]
-    assert sorted(module for _, module in imports(running(ast.parse(code), at_import=True), "x.py")) == ["a.b", "mmalign.rooms", "np"]
+    assert sorted(module for _, module in imports(at_import(ast.parse(code)), "x.py")) == ["a.b", "mmalign.rooms", "np"]
 
 
 def test_a_circle_is_seen():

@@ -114,7 +114,7 @@ def test_rows_to_a_gold_lie_on_a_line_between_two_marks(script: Callable[[str], 
 
 def test_the_league_counts_training_and_no_evaluation(script: Callable[[str], Any]) -> None:
     """A step of 4 prompts in groups of 8 of DiffusionNFT: 32 rows in 8 steps of a rollout, and at 4 noise levels under the set that
-    sampled, in preflight and in the update; the first look at a level asks the pipeline for its schedule, which is a row more."""
+    sampled, in preflight and in the update; that a probe asks the pipeline for its schedule is no training."""
     league = script("league")
     world, entry = league.WORLDS["digits"], league.entries()["diffusion_nft"]
 
@@ -128,7 +128,20 @@ def test_the_league_counts_training_and_no_evaluation(script: Callable[[str], An
             if step:
                 raise league.Enough
 
-    assert league.run(world, league.node_of(world, entry), Once, seed=0, prompts=4).meter.calls.rows == 32 * 8 + 3 * 4 * 32 + 1
+    assert league.run(world, league.node_of(world, entry), Once, seed=0, prompts=4).meter.calls.rows == 32 * 8 + 3 * 4 * 32
+
+
+def test_a_world_that_nobody_ran_in_keeps_its_part_of_the_page(script: Callable[[str], Any], tmp_path: Path) -> None:
+    league, page = script("league"), script("league_page")
+    old = "\n## digits\n\nBudget of before\n\n| method |\n|---|\n| draft |\n"
+    (tmp_path / "LEAGUE.md").write_text("# of before\n" + old, encoding="utf-8")
+    page.write(tmp_path, league.WORLDS, [], published="flow_grpo", kinds={})
+    assert (tmp_path / "LEAGUE.md").read_text(encoding="utf-8") == page.HEAD + old
+    base = {"world": "moving_digits", "name": "flow_grpo", "kind": "base", "number": 0, "gold": 0.4, "proxy": 0.6}
+    run = {"world": "moving_digits", "name": "draft", "kind": "seed", "number": 0, "changes": ["a=1"], **marked((6000, 0.5))}
+    page.write(tmp_path, league.WORLDS, [base, run], published="flow_grpo", kinds={"draft": "reward_gradient"})
+    text = (tmp_path / "LEAGUE.md").read_text(encoding="utf-8")
+    assert page.parts(text)["digits"] == old and "| draft `a=1` |" in page.parts(text)["moving_digits"]
 
 
 def test_the_league_goes_on_with_what_is_missing(script: Callable[[str], Any]) -> None:

@@ -221,6 +221,21 @@ def test_advice_of_torchvision_reaches_no_terminal(monkeypatch):
     assert [str(warning.message) for warning in shown] == ["what concerns the user"]
 
 
+def test_a_warning_of_mmalign_is_a_line_and_one_of_a_library_says_whose_it_is(monkeypatch, capsys):
+    def both(args):
+        warnings.warn_explicit("records: nobody reads column x", UserWarning, cli.__file__, 3)
+        warnings.warn_explicit("advice", UserWarning, "/elsewhere/library.py", 3)
+
+    monkeypatch.setattr(cli, "app", both)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        cli.main()
+        assert warnings.showwarning is before
+    assert capsys.readouterr().err == "warning: records: nobody reads column x\n"
+    assert [str(warning.message) for warning in others] == ["advice"]
+
+
 def test_fresh_names_never_meet_an_old_run(tmp_path):
     assert demos.fresh_name(tmp_path, "demo") == "demo"
     (tmp_path / "demo").mkdir()

@@ -22,7 +22,7 @@ from torch import Tensor
 import mmalign.methods
 from mmalign.needs import ADJOINT_SIZE, COLLISION, MASK, OLD, REWARDS, SEGMENT, SLOPE, STD, VALUE, refs
 from mmalign.types import Feedback, Loss, Method, Steps, UserError
-from tests.oracles.tables import ABSOLUTE, COLUMNS, CONTRASTS, DRAWN, PARTS, ROWS, Table, table
+from tests.oracles.tables import ABSOLUTE, COLUMNS, CONTRASTS, CRITICS, DRAWN, PARTS, ROWS, Table, table
 
 HERE = Path(__file__).parent
 FOLDER = Path(next(iter(mmalign.methods.__path__)))
@@ -332,7 +332,8 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     squares = {"ref": (leaf - gaps) ** 2, "previous": (leaf - gaps / 2) ** 2}
     steps = Steps(
         leaf, mask, gaps, {"ref": gaps, "previous": gaps / 2, "before": gaps / 4}, squares, facts, 1, kind, {"ref": squares["ref"]},
-        {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
+        {"entropy": leaf + 1, "collision": leaf - 1, "value": leaf + 0.1, "q1": leaf - 0.2, "q2": leaf / 2, "v1": leaf + 0.3,
+         "v2": leaf / 3, "reward_mask": leaf + 0.5, "kl_mask": leaf + 2,
          "activation": gaps, "degree": -(gaps**2), "dead_end": leaf - 0.5, "dead_end_best": leaf * 0 - 0.1, "drift": (leaf - gaps) ** 2,
          "adjoint": leaf + 0.2}, dict.fromkeys(CONTRASTS, contrast),
     )  # fmt: skip
@@ -343,7 +344,7 @@ def _far(kind: Any, gaps: Tensor, rewards: list[float]) -> tuple[Tensor, Steps, 
     wins = torch.where(same, (known[:, None] - known[None, :]).sigmoid(), math.nan)
     tables = {MASK: mask, OLD: gaps, refs("ref"): gaps, refs("previous"): gaps / 2, REWARDS: gaps * 0 + 1}
     tables |= {VALUE: gaps * 0, SEGMENT: gaps * 0 + 1, COLLISION: gaps * 0 - 1, STD: gaps * 0 + 0.3, SLOPE: gaps * 0 + 0.4}
-    tables |= {ADJOINT_SIZE: gaps * 0 + 0.7}
+    tables |= {ADJOINT_SIZE: gaps * 0 + 0.7, **{need: gaps * 0 + len(str(need)) / 10 for need in CRITICS}}
     parts = dict.fromkeys(PARTS, known.clamp(0, 1))
     lengths = torch.full((rows,), columns)
     drawn = dict.fromkeys(DRAWN, torch.arange(rows) == 1)

@@ -55,6 +55,7 @@ def _says(method: Method, at: Table) -> Tensor:
     steps, feedback = at.steps(method.needs | method.survey_needs), at.feedback()
     tables, own = {**feedback.tables, refs("dpo"): at.before, refs("teacher"): at.before}, feedback.parts
     parts = {**own, "told/difference": own["hardness"], "told/gap": own["second"]}  # that grpo_s reads
+    parts |= {"ends": own["second"], "varied": own["hardness"]}  # the judges of text/cgpo
     feedback = replace(feedback, tables=tables, parts=parts)
     signal = method.signal(feedback)
     if method.survey is not None:

@@ -28,6 +28,13 @@ class OfLatents(Protocol):
 
 
 @runtime_checkable
+class OfPolicy(Protocol):
+    """An oracle that says whether it asks the policy that is trained, which it is then given as ``policy=``."""
+
+    of_policy: bool
+
+
+@runtime_checkable
 class Stepped(Protocol):
     """A reward that may change as training goes, and is told the number of each step before it."""
 
@@ -90,6 +97,11 @@ class Stepping(Protocol):
 def of_latents(reward: Any) -> bool:
     """Whether a reward or judge scores latents; others score outputs."""
     return isinstance(reward, OfLatents) and reward.of_latents
+
+
+def asks_policy(oracle: Any) -> bool:
+    """Whether an oracle asks the policy that is trained."""
+    return isinstance(oracle, OfPolicy) and oracle.of_policy
 
 
 @runtime_checkable

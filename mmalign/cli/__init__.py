@@ -10,12 +10,15 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from mmalign.cli import runs, demos, sweeps, guided, pairs, labelling, watching, evaluations, models, serving, lookup, migration, selftest  # noqa: F401  # isort: skip  (each adds its commands, in the order of --help)
-from mmalign.cli.app import app
+from mmalign.cli.app import app, echo
 
 __all__ = ["app", "main"]
+HERE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def main() -> None:
@@ -28,7 +31,16 @@ def main() -> None:
     with _compact(), warnings.catch_warnings():  # of libraries about each other: advice for nobody who runs a command
         warnings.filterwarnings("ignore", "Failed to load image Python extension")  # torchvision's, of another build than torch
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # transformers' to peft
+        warnings.showwarning = partial(_shown, warnings.showwarning)
         app(args=arguments)
+
+
+def _shown(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+    """A warning of mmalign's own is a line for whoever runs a command; those of libraries look as they always do."""
+    if category is UserWarning and os.path.abspath(filename).startswith(HERE):
+        echo(f"warning: {message}", err=True)
+    else:
+        otherwise(message, category, filename, *more)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from mmalign.types import UserError, contents
 PROMPTS, GROUP, STEPS = 2, 4, 2  # at most, or exactly
 MOST = 1024  # rows of a group that branches ask for
 TWINS = ("policies.twins.rehearsal.twin", "policies.twins.texts.twin")  # of which there are several
+SAID = 8  # tokens of a simulated user's, at most
 SIDE = 16  # pixels; what every twin's VAE and patches divide
 
 
@@ -39,6 +40,9 @@ def rehearsal_config(config: Mapping[str, Any], *, kind: str | None = None) -> R
     """
     twin = _policy(config["policy"], "policy", kind)
     node, stand_ins = _sizes(config), dict[str, str]()
+    if isinstance(turns := twin.node.get("turns"), Mapping) and isinstance(turns.get("environment"), Mapping):
+        environment = _environment(turns["environment"], "policy.turns.environment", stand_ins)
+        twin = twin._replace(node={**twin.node, "turns": {**turns, "environment": environment}})
     node["policy"] = twin.node
     if "schedule" in twin.node and "method" in config and build_part(config, "method").reward_gradient is not None:
         node["policy"] = {**twin.node, "schedule": config["policy"]["schedule"]}  # such a method's numbers are numbers of steps
@@ -72,6 +76,18 @@ def _reference(node: Any, path: str, own: str) -> Any:
         if name != own and isinstance(inner.get(key), dict) and inner[key].get("use") in TWINS:
             inner[key]["other"] = zlib.crc32(name.encode())
     return {**node, "policy": twin}
+
+
+def _environment(node: Mapping[str, Any], path: str, stand_ins: dict[str, str]) -> dict[str, Any]:
+    """An environment's node: a model in it as its twin, and one on a server as a user who always says the same."""
+    if node.get("server") is not None:
+        stand_ins[path] = f"{node['use']}, whose server is not asked"
+        return {"use": "says", "words": "And then?"}
+    if not isinstance(node.get("policy"), Mapping):
+        return dict(node)
+    call = node.get("call") or {}
+    shorter = {"call": {**call, "max_completion": min(call["max_completion"], SAID)}} if "max_completion" in call else {}
+    return {**node, "policy": _policy(node["policy"], f"{path}.policy", None).node, **shorter}
 
 
 def _weights(policy: Mapping[str, Any]) -> str:
@@ -173,7 +189,7 @@ def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
     if "weights" in takes or "server" in takes:
         stand_ins[path] = str(node["use"])
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
-    inner = {key: _score(value, f"{path}.{key}", stand_ins) for key, value in node.items()}
+    inner = {key: _inside(key, value, f"{path}.{key}", stand_ins) for key, value in node.items()}
     try:
         if path == "oracle":
             build_part({"oracle": inner}, "oracle")
@@ -187,6 +203,15 @@ def _score(node: Any, path: str, stand_ins: dict[str, str]) -> Any:
         stand_ins[path] = f"{node['use']}, as random weights get no answer right, and all rows would be tied"
         return {"use": "rewards._shared.stand_in.stand_in", "name": str(node["use"])}
     return inner
+
+
+def _inside(key: str, value: Any, path: str, stand_ins: dict[str, str]) -> Any:
+    """What a reward's node holds: other rewards, models, and environments."""
+    if key == "policy" and isinstance(value, Mapping) and "use" in value:
+        return _policy(value, path, None).node
+    if key == "simulator" and isinstance(value, Mapping):
+        return _environment(value, path, stand_ins)
+    return _score(value, path, stand_ins)
 
 
 def _records(node: Any, twin: rehearsal.TwinPolicy, stand_ins: dict[str, str]) -> Any:

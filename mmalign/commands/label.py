@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from mmalign.labelling.app import Desk, application
 from mmalign.labelling.items import ITEMS, Items, of_records, origin_of_file
 from mmalign.labelling.judgements import Judgement, Judgements
 from mmalign.media import Broken
+from mmalign.records import Pair, Ranking, Thumb, once
 from mmalign.runs import checkpoint
 from mmalign.runs.folder import found, held
 from mmalign.runs.trained import refuse_external_code, trained
@@ -33,18 +35,19 @@ from mmalign.training.journal import hashed
 from mmalign.types import Policy, UserError, contents
 
 PACKAGES = ("fastapi", "uvicorn", "krippendorff")
+MOST = 10_000  # records that are looked through for prompts
 STOP = 5.0  # seconds that a judgement on its way has
 
 
 class Author(NamedTuple):
-    """What makes outputs that are judged. name: as it was given. call: of its evaluations. prompts: its own. facts: what tells it from
-    others."""
+    """What makes outputs that are judged. name: as it was given. call: of its evaluations. prompts: its own, of ``(held_out, limit)``.
+    facts: what tells it from others."""
 
     name: str
     policy: Callable[[], Policy]
     parameters: str
     call: Mapping[str, Any]
-    prompts: list[Any]
+    prompts: Callable[[bool, int | None], list[Any]]
     facts: dict[str, Any]
 
 
@@ -61,7 +64,8 @@ def label(  # what a command may be told
             and all that was said, is in a folder of that name without the ending, from where a later start goes on.
         models: runs, or configs for what they start from. Of one its ``outputs`` differ by seed; several are set against each other.
         pairs: instead of models, what is there already: a file, or a node of ``records`` for one that has to be described.
-        prompts: what models are asked; those of the first one's evaluations, or of its training, by default.
+        prompts: what models are asked. By default those that the first one is trained on, of its records where it has no others, so that
+            pairs for training hold nothing of its evaluations; of several models, who are compared, those of its evaluations.
         outputs: of each prompt, where there is one model. limit: items at most; None for all. seed: of the first output, and of the orders.
         each: how many annotators judge an item; None: all of them do.
         host, port: where it listens; others than this machine's own people need the key in the address that is printed. 0: a free port.
@@ -153,7 +157,7 @@ def _items(  # what is judged may be told in several ways
     if not models:
         return Items(folder)
     authors = [_author(name, trust) for name in models]
-    wanted = list(prompts or authors[0].prompts)
+    wanted = list(prompts or authors[0].prompts(len(authors) > 1, limit))
     if not wanted:
         raise UserError(f"prompts: {models[0]} names none; takes --prompts or --prompt")
     if limit is not None and len(wanted) > limit:
@@ -195,8 +199,28 @@ def _author(name: str, trust: bool) -> Author:
         facts = {"config": name, "policy": hashed(config["policy"])}
     evaluation = config.get("evaluation") or {}
     call = evaluation.get("call") or {}
-    prompts = list(build_part(evaluation, "prompts") or build_part(config, "prompts") or [])
-    return Author(name, policy, parameters, call, prompts, facts)
+    return Author(name, policy, parameters, call, partial(_own_prompts, config), facts)
+
+
+def _own_prompts(config: Mapping[str, Any], held_out: bool, limit: int | None) -> list[Any]:
+    """What the model of a config is asked: where it is evaluated, or where it is trained, as far as there is any of it."""
+    evaluated, asked = (partial(build_part, part, "prompts") for part in (config.get("evaluation") or {}, config))
+    given = partial(_prompts_of_records, config, limit)
+    order = (evaluated, asked, given) if held_out else (asked, given, evaluated)
+    return next((list(some) for read in order if (some := read())), [])
+
+
+def _prompts_of_records(config: Mapping[str, Any], limit: int | None) -> list[Any]:
+    """The prompts of the records that a config trains on, each once, in the order of a run of seed 0; none of records that have none."""
+    if not config.get("records"):
+        return []
+    seen: dict[str, Any] = {}
+    for record in islice(once(build_part(config, "records").stream(seed=0)), MOST):
+        if limit is not None and len(seen) >= limit:
+            break
+        if isinstance(record, (Pair, Ranking, Thumb)):
+            seen.setdefault(hashed([record.prompt]), record.prompt)
+    return list(seen.values())
 
 
 def _draw(items: Items, authors: Sequence[Author], prompts: Sequence[Any], count: int, seed: int, say: Callable[[str], None]) -> None:

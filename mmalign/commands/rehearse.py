@@ -142,7 +142,9 @@ def _rollout(state: dict[str, Any]) -> list[str]:
         return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, which rewards' gradients go back through"]
     if steps == 0:
         raise UserError("policy.schedule.window: no step of the rollout is random, so there is nothing to train")
-    return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, {steps} of them random and trained"]
+    turns = rollout.metrics.get("turns")
+    talk = "" if turns is None else f", {turns:.1f} turns on average, with an environment's replies between them"
+    return [f"{_shape(rollout.outputs)}, {rollout.mask.shape[1]} steps, {steps} of them random and trained{talk}"]
 
 
 def _reward(state: dict[str, Any]) -> list[str]:

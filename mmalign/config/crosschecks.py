@@ -80,7 +80,7 @@ def _incompatible(call: Call, review: Review) -> list[str]:
         wrong.append(
             f"{policy.path}.guided: rows are sampled with guidance and predicted without, {method.name} takes one policy; takes false"
         )
-    if built.reward_gradient is not None:
+    if built.reward_gradient is not None and built.reward_gradient.utility is not None:
         wrong.extend(_without_gradient(call, method.name))
     return [*wrong, *_steps(policy, adapter, built, review)]
 

@@ -19,7 +19,7 @@ from mmalign.arguments.signatures import nearest
 from mmalign.config.nodes import KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
-from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, source_file, source_signature
+from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, lacking, source_file, source_signature
 from mmalign.rooms import find, index, no_module, resource
 
 CHEAP = ("mmalign.training.optimizers", "mmalign.samplers.")
@@ -267,6 +267,8 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         if not review.trust:
             if not is_importable(name):
                 review.errors.append(f"{path}: {no_module(name)}")
+            elif mistake := lacking(name):
+                review.errors.append(f"{path}: {mistake}")
             return Unread(name)
     try:
         function = find(f"mmalign.{homes[0] if homes else 'recipes'}", name)

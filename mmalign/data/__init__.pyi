@@ -33,4 +33,5 @@ from mmalign.data.transforms.transferred import transferred as transferred
 from mmalign.data.transforms.two_prompts import two_pictures as two_pictures
 from mmalign.data.transforms.two_prompts import two_prompts as two_prompts
 from mmalign.data.transforms.unlabelled import unlabelled as unlabelled
+from mmalign.data.transforms.verdicts import verdicts as verdicts
 from mmalign.data.turned import turned as turned

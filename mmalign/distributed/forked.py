@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mmalign.distributed import team
+from mmalign.distributed.launch import held_port
 from mmalign.types import UserError
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -27,14 +27,15 @@ def fork(count: int, act: Callable[[int], Any], folder: Path, *, timeout: float 
     """
     if os.name != "posix":
         raise UserError(f"processes: this system ({os.name}) cannot fork; takes Linux or macOS")
-    port, pids = free_port(), list[int]()
+    pids = list[int]()
     folder.mkdir(parents=True, exist_ok=True)
-    for rank in range(count):
-        _file(folder, rank).unlink(missing_ok=True)
-        if (pid := os.fork()) == 0:
-            launched = (rank, rank, count, "127.0.0.1", port) if count > 1 else ()
-            _run(act, rank, dict(zip(LAUNCHED, map(str, launched), strict=False)), _file(folder, rank), timeout, quiet)
-        pids.append(pid)
+    with held_port() as port:  # by each of them, too, until it ends
+        for rank in range(count):
+            _file(folder, rank).unlink(missing_ok=True)
+            if (pid := os.fork()) == 0:
+                launched = (rank, rank, count, "127.0.0.1", port) if count > 1 else ()
+                _run(act, rank, dict(zip(LAUNCHED, map(str, launched), strict=False)), _file(folder, rank), timeout, quiet)
+            pids.append(pid)
     return pids
 
 
@@ -64,13 +65,6 @@ def kill(pids: Sequence[int]) -> None:
 def words(folder: Path, count: int) -> list[str]:
     """What each process had to say of its failure, "" where nothing."""
     return [file.read_text(encoding="utf-8") if file.is_file() else "" for file in (_file(folder, rank) for rank in range(count))]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody has."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 def _file(folder: Path, rank: int) -> Path:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -16,17 +18,30 @@ from mmalign.types import UserError
 GRACE = 60.0
 """Seconds that processes have to end by themselves, once one of them has failed, and to save."""
 
+HANDED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of this machine that nobody is given while the block lasts, but for whoever asks for it by its number, as torch's store does.
+
+    It is bound, and nobody listens there: the system hands such a port out to no other socket, and lets one more be bound to it where both
+    allow it (SO_REUSEADDR).
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))
+        yield int(held.getsockname()[1])
+
 
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Runs ``python -m mmalign ARGUMENTS`` in so many processes that know each other, and returns the exit code of the first that failed.
 
-    0 where none did. Each has a session of its own; Ctrl-C, SIGTERM and SIGHUP are handed on to all of them, each once. Where one fails,
-    the others, who hear of it, have ``GRACE`` seconds to end. Several machines take ``torchrun`` or ``accelerate launch`` instead.
+    0 where none did. Each has a session of its own; Ctrl-C, SIGTERM, SIGHUP and SIGQUIT are handed on to all of them, each once. Where one
+    fails, the others, who hear of it, have ``GRACE`` seconds to end. Several machines take ``torchrun`` or ``accelerate launch`` instead.
     Errors: UserError for fewer than 1, for more than there are GPUs, where there is one, and inside of another launcher.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
-    from torch.distributed.elastic.utils.distributed import get_free_port
 
     if processes < 1:
         raise UserError(f"--processes: got {processes}, takes 1 or more")
@@ -35,9 +50,31 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"--processes: got {processes}, this machine has {torch.cuda.device_count()} GPUs; takes at most one for each")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say, the processes say better
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": str(processes)}
+    with held_port() as port:
+        return _run(arguments, processes, port)
+
+
+def _run(arguments: Sequence[str], processes: int, port: int) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     if "OMP_NUM_THREADS" not in os.environ:
         shared["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+    pids, early = list[int](), list[int]()
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if not pids:
+            early.append(number)
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    for each in HANDED_ON:  # before they are there: who ends meanwhile would leave them behind
+        if each is signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, hand_on)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # torch's handlers would end this process alone
     context: Any = start_processes(
         "mmalign",
         sys.executable,
@@ -45,17 +82,10 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)},
         logs_specs=DefaultLogsSpecs(),
     )
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        for pid in context.pids().values():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if each is signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, hand_on)
+    del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+    pids += context.pids().values()
+    for number in early:
+        hand_on(number, None)
     codes = _waited([handler.proc for handler in context.subprocess_handlers.values()])
     context.close()
     return next((code if code > 0 else 128 - code for code in codes if code), 0)

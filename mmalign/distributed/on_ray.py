@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple
 
-from mmalign.distributed.launch import GRACE
+from mmalign.distributed.launch import GRACE, held_port
 from mmalign.types import UserError
 
 KEPT = ("PYTHONPATH", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "MMALIGN_TIMEOUT")
@@ -42,14 +43,13 @@ class Rank:
         self.process: subprocess.Popen[str] | None = None
         self.lines: list[tuple[bool, str]] = []
         self.readers: list[threading.Thread] = []
+        self.held = ExitStack()
 
     def address(self) -> tuple[str, int]:
-        """Where the others find this node, and a port that is free there."""
+        """Where the others find this node, and a port that is kept free there as long as the actor lives."""
         import ray
 
-        with socket.socket() as held:
-            held.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), int(held.getsockname()[1])
+        return str(ray.util.get_node_ip_address()), self.held.enter_context(held_port())
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> str | None:
         """Starts the command; why it could not be, else None."""

@@ -10,8 +10,9 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Positive
-from mmalign.conversations import Turn
-from mmalign.environments._parts import Environment, Tool, calls_of, schema
+from mmalign.conversations import Turn, media_of
+from mmalign.environments._parts import PICTURES, Environment, Tool, calls_of, looks, schema, shown
+from mmalign.media import Broken, Limits, picture
 from mmalign.types import UserError
 
 
@@ -24,7 +25,9 @@ def tools(tools: dict[str, Callable[..., Any]], *, seconds: Positive = 10.0, let
     ``error: ...``, with ``error: true`` in the turn, and counted (``environment_errors`` of a run).
 
     Tools run in threads of this process. One that hangs is left behind in its thread, and asked no more while ``at_once`` of its calls
-    hang. Answers are words: ``str`` of what a tool returns.
+    hang. Answers are words, ``str`` of what a tool returns, or pictures: one that returns a PIL image, a tensor ``[3, H, W]`` in 0..1,
+    or a list with some among its words, shows them to a vision-language model, through the model's own processor. A tool with a
+    parameter ``pictures`` is given those of the conversation so far, as PIL has them, in their order.
 
     Args:
         tools: name -> function of what the model writes.
@@ -49,15 +52,16 @@ def tools(tools: dict[str, Callable[..., Any]], *, seconds: Positive = 10.0, let
 
 
 class Tools:
-    """See ``tools``. schemas: of each tool, as chat templates take them."""
+    """See ``tools``. schemas: of each tool, as chat templates take them. looks: names of tools that are given pictures."""
 
     def __init__(self, functions: Mapping[str, Tool], seconds: float, letters: int, at_once: int) -> None:
         self.functions, self.seconds, self.letters, self.at_once = functions, seconds, letters, at_once
         self.schemas = [schema(name, tool) for name, tool in functions.items()]
+        self.looks = [name for name, tool in functions.items() if looks(tool)]
         self.hanging: dict[str, list[Future[Any]]] = {name: [] for name in functions}
 
     def __call__(self, conversations: Sequence[Sequence[Turn]]) -> list[Any]:
-        calls = [calls_of(talk[-1], list(self.functions)) for talk in conversations]
+        calls = [[self._with_pictures(call, talk) for call in calls_of(talk[-1], list(self.functions))] for talk in conversations]
         every = [call for some in calls for call in some]
         answers = [answer for start in range(0, len(every), self.at_once) for answer in self._wave(every[start : start + self.at_once])]
         replies, start = list[Any](), 0
@@ -65,6 +69,12 @@ class Tools:
             replies.append(answers[start : start + len(some)] or None)
             start += len(some)
         return replies
+
+    def _with_pictures(self, call: Mapping[str, Any], talk: Sequence[Turn]) -> Mapping[str, Any]:
+        """A call of a tool that looks, with what there is to look at."""
+        if call.get("name") not in self.looks:
+            return call
+        return {**call, PICTURES: [picture(medium.source, Limits()) for medium in media_of(talk) if medium.kind == "image"]}
 
     def _wave(self, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answers of calls that run at the same time."""
@@ -81,10 +91,11 @@ class Tools:
         if len(self.hanging[name]) >= self.at_once:
             return None
         tool, arguments, answer = self.functions[name], call.get("arguments"), Future[Any]()
+        beside = {PICTURES: call[PICTURES]} if PICTURES in call else {}
 
         def work() -> None:
             try:
-                answer.set_result(tool(**arguments) if isinstance(arguments, Mapping) else _alone(tool, arguments))
+                answer.set_result(tool(**{**arguments, **beside}) if isinstance(arguments, Mapping) else _alone(tool, arguments, beside))
             except BaseException as error:
                 answer.set_exception(error)
 
@@ -103,16 +114,19 @@ class Tools:
         error = future.exception()
         if error is not None:
             return _failed(turn, f"{type(error).__name__}: {' '.join(str(error).split())[: self.letters]}")
-        return turn | {"content": self._content(future.result())}
+        try:
+            return turn | {"content": shown(future.result()) or self._words(future.result())}
+        except Broken as broken:
+            return _failed(turn, f"a picture that cannot be shown: {broken}")
 
-    def _content(self, result: Any) -> str:
+    def _words(self, result: Any) -> str:
         text = "done" if result is None or result == "" else str(result)
         return text if len(text) <= self.letters else f"{text[: self.letters]} ... ({len(text) - self.letters} letters more)"
 
 
-def _alone(tool: Tool, text: Any) -> Any:
-    """A tool called with one text; without any where it takes nothing."""
-    return tool(text) if text or inspect.signature(tool).parameters else tool()
+def _alone(tool: Tool, text: Any, beside: Mapping[str, Any]) -> Any:
+    """A tool called with one text; without any where it takes nothing else."""
+    return tool(text, **beside) if text or inspect.signature(tool).parameters.keys() - beside.keys() else tool(**beside)
 
 
 def _failed(turn: dict[str, Any], why: str) -> dict[str, Any]:

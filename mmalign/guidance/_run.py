@@ -248,9 +248,9 @@ class GuidedRun:
 
         Errors: UserError where it makes it there and takes none.
         """
-        with torch.no_grad(), watched(self.pipe) as find:
+        with torch.no_grad(), watched(self.pipe) as made:
             moment = self.first_moment(rows, seeds)
-            place = None if moment is None else find(moment.x)
+            place = None if moment is None else made.place(moment.x)
         if moment is None or (place is None and not self._takes_latents(rows, seeds, moment.x)):
             raise UserError(f"{type(self.pipe).__name__}: its first latents are made inside its call, so that no others can be put there")
         return place, moment.x.clone()

@@ -80,14 +80,14 @@ def _gradient(run: GuidedRun, cost: SubjectCost, moment: Moment, rows: Sequence[
     prompts = [run.call.prompts[row] for row in rows]
     run.pipe.scheduler = run.scheduler
 
-    with watched(run.pipe) as find:
+    with watched(run.pipe) as made:
         first = run.first_moment(rows[:1], [0])
-        place = None if first is None else find(first.x)
+        place = None if first is None else made.place(first.x)
 
     def ask(some: list[str], x: Tensor) -> object:
         row = rows[prompts.index(some[0])]
         levels = Level(*(value.to(x).expand(len(x)) for value in moment.t))
-        return probed(run.caller, place, some, x, time.to(x.device).expand(len(x)), levels, **run.arguments([row]))
+        return probed(run.caller, {0: place}, some, x, time.to(x.device).expand(len(x)), levels, **run.arguments([row]))
 
     try:
         with torch.enable_grad():

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmalign.arguments.signatures import nearest
 from mmalign.rooms import begins_inside, index
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -105,6 +106,44 @@ def is_importable(path: str) -> bool:
         return find_spec(path.split(".")[0]) is not None or source_file(path)[0] is not None
     except (ImportError, ValueError):
         return False
+
+
+def lacking(path: str) -> str | None:
+    """What is wrong with an import path whose module's source is there and binds no such name; None where it does, or cannot be read so.
+
+    Nothing is run, and so a module that fills itself (``from x import *``, ``__getattr__``, ``globals()``) is taken to have every name.
+    """
+    file, names = source_file(path)
+    if file is None or file.suffix != ".py" or not names:
+        return None
+    try:
+        module = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+    bound = _bound(module)
+    beside = file.name == "__init__.py" and any(file.parent.glob(f"{names[0]}*"))  # a module in another form, such as a compiled one
+    if bound is None or beside or names[0] in bound:
+        return None
+    known = sorted(name for name in bound if not name.startswith("_"))
+    return f"{path}: {file.name} has no {names[0]!r}{nearest(names[0], known)}"
+
+
+def _bound(module: ast.Module) -> set[str] | None:
+    """Every name that a module's source binds, wherever it does; None where it may bind others too."""
+    bound: set[str] = set()
+    for node in ast.walk(module):
+        match node:
+            case ast.ImportFrom(names=[ast.alias(name="*")]) | ast.FunctionDef(name="__getattr__"):
+                return None
+            case ast.Name(id="globals" | "exec" | "setattr" | "vars"):
+                return None
+            case (
+                ast.Name(id=name, ctx=ast.Store()) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name)
+            ):
+                bound.add(name)
+            case ast.alias(name=name, asname=other):
+                bound.add(other or name.split(".")[0])
+    return bound
 
 
 def source_signature(path: str) -> SourceSignature | None:

@@ -3,7 +3,7 @@
 ``picture`` and ``footage`` read; ``Limits`` says what they may cost; ``Broken`` is all that they raise of a file, however it is damaged.
 """
 
-from mmalign.media.images import image, picture
+from mmalign.media.images import address, image, picture
 from mmalign.media.limits import Animated, Broken, Limits, named
 from mmalign.media.medium import KINDS, ONE, Medium, canonical_bytes
 from mmalign.media.sources import is_address, read_bytes, read_whole
@@ -17,6 +17,7 @@ __all__ = [
     "Footage",
     "Limits",
     "Medium",
+    "address",
     "canonical_bytes",
     "footage",
     "image",

@@ -55,6 +55,20 @@ def picture(source: Any, limits: Limits) -> Any:
     return decoded
 
 
+def address(source: Any) -> str:
+    """An image as a ``data:`` URL of a PNG, so that records, logs and messages can hold it.
+
+    source: a PIL image, a tensor ``[1 or 3, H, W]`` in 0..1, or bytes of a file.
+
+    Errors: Broken, as ``picture``, within its default limits.
+    """
+    import base64
+
+    buffer = io.BytesIO()
+    picture(source, Limits()).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
 def fitted(opened: Any, size: tuple[int, int] | None) -> Any:
     """A PIL image scaled to cover ``(height, width)`` and cut in the middle; as it is for None."""
     from PIL import Image, ImageOps

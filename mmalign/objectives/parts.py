@@ -44,6 +44,16 @@ class Climb(NamedTuple):
     rate: float
 
 
+class Replay(NamedTuple):
+    """What is learned from rows of earlier rollouts, beside the rollout at hand. method: makes their signal and loss anew in every update;
+    it reads and needs of them what a policy says of kept rows. rows: of an update, this rollout's among those that they are drawn from.
+    capacity: rows that are kept, the newest."""
+
+    method: Any
+    rows: int
+    capacity: int
+
+
 class Reading(NamedTuple):
     """A function of the feedback on a whole rollout, what it reads of the steps, and what it keeps.
 

@@ -24,20 +24,18 @@ from torch import Tensor
 from mmalign.distributed.shards import digest
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, frozen
-from mmalign.policies.pipelines import adjoints, branching, mixing, recording, reference_models, score_differences, sequences
+from mmalign.policies.pipelines import adjoints, branching, mixing, probing, recording, reference_models, score_differences, sequences
 from mmalign.policies.pipelines import memory as fitting
 from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
 from mmalign.policies.pipelines.calling import Caller, load, noting, refuse_other
 from mmalign.policies.pipelines.classifying import Classifying
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
-from mmalign.policies.pipelines.interception import Finished, Place, watched
-from mmalign.policies.pipelines.probing import probed
+from mmalign.policies.pipelines.probing import Places
 from mmalign.policies.pipelines.recording import How, Rows, Tape
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.replay import transition
-from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Remembered, Trajectories, Transition, spread
+from mmalign.policies.pipelines.trajectories import Behind, Remembered, Trajectories, Transition, spread
 from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels, structure
@@ -129,8 +127,7 @@ class DiffusersPolicy:
         self.acts_on: dict[str, list[str]] = {}
         self.branches = schedule.branches
         self.order: int = schedule.order
-        self._place: Place | None = None
-        self._asked = False  # for the place, of which a pipeline may have none
+        self._places: Places = {}
         self._example = self.caller.example  # a prompt for calls that only ask for the schedule
 
     # Parameters
@@ -162,7 +159,7 @@ class DiffusersPolicy:
         reference_models.refuse_latents(key, self.pipe, other.pipe, own, theirs)
         frozen(key, self.sets, other.sets)
         modules = {part: module for part, module in other.pipe.components.items() if isinstance(module, torch.nn.Module)}
-        parts = {part: vars(other)[part] for part in ("pipe", "caller", "denoisers", "denoiser", "_place", "_asked")}
+        parts = {part: vars(other)[part] for part in ("pipe", "caller", "denoisers", "denoiser", "_places")}
         self.sets.lend(name, self, Other(parts, digest(modules), tuple(other.denoisers.values()), other.sets.shards))
 
     # Rollout
@@ -259,7 +256,14 @@ class DiffusersPolicy:
         """The same, and the latents ``[B, ...]`` that they are decoded from. decode: as of ``sample``."""
         last = list[Tensor]()
         outputs = self.generate(prompts, seeds, decode=decode, **noting(self.pipe, last), **call)
-        return outputs, torch.cat(last)
+        return outputs, self.shown(torch.cat(last))
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """What the scheduler is shown of latents ``[B, ...]`` as the pipeline has them: all, or what is not given, as a first frame is."""
+        if 0 not in self._places:
+            self.schedule()
+        part = None if (place := self._places[0]) is None else place.part
+        return latents if part is None or latents[0].numel() != part.size else part.of(latents)
 
     def latents(self, rollout: Rollout) -> Tensor:
         """Those that a rollout's outputs are decoded from, ``[B, ...]``."""
@@ -355,18 +359,18 @@ class DiffusersPolicy:
         """See ``abilities.Differentiable``."""
         return self.errors, score_differences.noised(self, *args, rows_at_once=min(rows_at_once, self.rows_at_once), given=given)
 
-    def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
+    def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, behind: Behind | None = None) -> Prediction:
         """What the denoiser says of ``x [B, ...]`` at ``timesteps [B]`` (in its own units) with noise ``levels`` (each ``[B]``).
 
-        With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each.
+        With gradient. Calls of the pipeline without classifier-free guidance, of ``rows_at_once`` rows each. behind: the chunks of a video
+        before that of ``x``.
         """
         parts, self._example = list[Prediction](), prompts[0]
-        if not self._asked:
-            self.schedule()
         for at in torch.arange(len(prompts)).split(self.rows_at_once):
             level = Level(*(value[at.to(value.device)] for value in levels))
-            some = [prompts[row] for row in at.tolist()]
-            parts.append(probed(self.caller, self._place, some, x[at.to(x.device)], timesteps[at.to(timesteps.device)], level))
+            some, before = [prompts[row] for row in at.tolist()], None if behind is None else behind.take(at)
+            times = timesteps[at.to(timesteps.device)]
+            parts.append(probing.probed(self.caller, self._places, some, x[at.to(x.device)], times, level, before))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     @functools.cached_property
@@ -380,19 +384,8 @@ class DiffusersPolicy:
 
     def first(self, examples: Sequence[Any] = ()) -> First:
         """The same, and what the first latent is. examples: prompts, the first of which is asked."""
-        firsts: list[First] = []
         self._example = examples[0] if examples else self._example
-
-        def answer(moment: Moment) -> Tensor:
-            first = len(self.pipe.scheduler.schedule) - moment.left
-            levels = Level(*(value[first:] for value in self.pipe.scheduler.levels))
-            firsts.append(First(self.pipe.scheduler.schedule[first:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
-            self._place, self._asked = find(moment.x), True
-            raise Finished
-
-        with torch.no_grad(), watched(self.pipe) as find:
-            self.caller.until_finished([self._example], [0], Player(answer), [self._example])
-        return firsts[0]
+        return probing.first(self.caller, self._places, self._example)
 
 
 def _kl(step: Transition, mean: Tensor) -> Tensor:

@@ -172,9 +172,10 @@ class Turns(Record):
 
     environment: a callable ``(conversations) -> replies``: of each a text (the user's), a turn or several (``{"role": "tool", "content":
     ...}``; ``error: true`` in one counts as ``environment_errors``), or None, which ends it. Conversations are lists of turns, the prompt's
-    and what followed. One that takes ``seeds`` gets a number for each, that does not depend on other rows. limit: turns of the policy's, at
-    most; the environment is not asked behind the last. max_turn: tokens of one of them; None: as many as ``max_completion``, which is of
-    a whole conversation and of what the environment says in it, has left. seconds: that the environment may take to reply to all rows.
+    and what followed; a vision-language model sees the images in replies. One that takes ``seeds`` gets a number for each, that does not
+    depend on other rows. limit: turns of the policy's, at most; the environment is not asked behind the last. max_turn: tokens of one of
+    them; None: as many as ``max_completion``, which is of a whole conversation and of what the environment says in it, has left. seconds:
+    that the environment may take to reply to all rows.
     parting: the rows of a prompt share their conversation up to a turn, and part there; what stands before it is outside of the mask. The
     turn is drawn from those of the prompt's first row, each as likely (REFUEL, https://arxiv.org/abs/2410.04612, algorithm 1).
     """

@@ -27,7 +27,7 @@ from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
 from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE, kinds, named
-from mmalign.policies.language import loading, reading, reference_models, storage, tensors
+from mmalign.policies.language import loading, reading, reference_models, replayed, storage, tensors
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
 from mmalign.policies.language.blending import blended
@@ -46,7 +46,7 @@ from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.turns import refuse_turns, spoken, tools_of
+from mmalign.policies.language.turns import introduced, refuse_turns, spoken, tools_of
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -57,7 +57,7 @@ __all__ = ["TransformersPolicy", "transformers"]
 
 CALL = ("temperature", "top_p", "top_k", "max_completion", "hidden_media")
 GIVES = frozenset({"old", "refs", *DISTRIBUTION, *COMPARED, "contrast", "changed", "phrase", "segment", "behaviors", "recall", "masking",
-                   "traced", "activation"})  # fmt: skip
+                   "traced", "activation", "replay"})  # fmt: skip
 ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda _: CALL, learns_from="texts", sees=loading.foresees)
 
 
@@ -94,7 +94,7 @@ def transformers(  # one keyword for each thing that a user may set
         segments: what the fact ``segment`` numbers: ``sentence``, ``clause`` (by punctuation), ``turn`` (of the assistant's), the
             ``constituents`` of a parse, or a function of your own, text -> its segments as ``(start, end)`` in characters.
         thoughts: two texts, ``[<think>, </think>]``: what a completion says from one to the other counts for no method.
-        heads: linear ones on hidden states, trained with the rest: ``value``, ``reward_mask``, ``kl_mask``, ``degree``, ``dead_end``.
+        heads: linear ones on hidden states, trained with the rest: ``value``, ``q1``, ``v2``, ``degree``, ... (``heads.py``).
         media: limits of images and videos (``pixels``, ``bytes``, ``frames``, ``animated``, ``urls``).
         turns: several of them in a rollout, an environment's replies between them (``environment``, ``limit``, ``max_turn``, ``seconds``);
             outputs are then the turns that follow a prompt.
@@ -129,7 +129,7 @@ class TransformersPolicy:
     """See ``transformers``."""
 
     kind, learns_from, spreads = ADAPTER.kind, ADAPTER.learns_from, "tensor"
-    compute_together = tensors.compute_together
+    compute_together, kept, revived = tensors.compute_together, replayed.kept, replayed.revived
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
@@ -137,7 +137,7 @@ class TransformersPolicy:
         segments: Segments, thoughts: Sequence[str] | None, heads: Sequence[str], turns: Turns | None, device: torch.device,
     ):  # fmt: skip
         refuse_numbers(temperature, top_p, top_k)
-        refuse_turns(turns, engine)
+        refuse_turns(turns, engine, sees=chat.vision is not None)
         self.thoughts = reading.pair_of_marks(thoughts)
         self.model, self.chat, self.room, self.agree, self.temperature = model, chat, room, FirstRow(chat), temperature
         self.contrasts, self.ablation, self.segments, self.rows_at_once = dict(contrasts), ablation, segments, memory.rows_at_once
@@ -156,8 +156,8 @@ class TransformersPolicy:
         stops, never = (torch.tensor(ids, dtype=torch.int64, device=device) for ids in (chat.stops, chat.never))
         self.scorer = Scorer(fitted, temperature, max(1, memory.logits_at_once // vocabulary), self.heads, device, never, layers)
         self.drawing = Drawing(temperature, top_p, top_k, never, stops, room.max_completion)
-        self.drawer, self.turns = Drawer(model, fitted, memory.rows_at_once, self.using), turns
         self._sampled: tuple[list[Any], dict[int, Prompt]] = ([], {})
+        self.drawer, self.turns = Drawer(model, fitted, memory.rows_at_once, self.using), introduced(turns, self)
 
     # Parameters
 
@@ -226,11 +226,11 @@ class TransformersPolicy:
                 what = f"method's {behaviors[0].name} draws rows too" if behaviors else "method masks words"
                 raise UserError(f"policy.engine: the {what}, which a server cannot; takes no engine")
             self.engine.refresh(self.model)
-        drawn, real, outputs, counted = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
+        drawn, real, outputs, counted, shown = spoken(self.turns, self.chat, encoded, sources, which, uniform, draw)
         group, real = torch.tensor(own)[which], reading.said(real, drawn.tokens, drawn.lengths, self.thoughts, self.chat.words)
         rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
-        rollout.held = replace(rollout.held, cut=drawn.cut, allowed=allowed)
+        rollout.held = replace(rollout.held, cut=drawn.cut, allowed=allowed, shown=shown)
         rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
@@ -259,7 +259,7 @@ class TransformersPolicy:
         lengths = torch.tensor([len(row.completion) for row in rows])
         mask = reading.said(mask, tokens, lengths, self.thoughts, self.chat.words)
         rollout = self.table(encoded, which, tokens, lengths, mask, sources=sources, outputs=list(outputs[part]), group=group[part])
-        rollout.held = replace(rollout.held, following=following)
+        rollout.held = replace(rollout.held, following=following, shown=tuple(row.shown for row in rows))
         return rollout
 
     def table(
@@ -315,9 +315,9 @@ class TransformersPolicy:
             manner, ids = drawing._replace(most=numbers.shape[1]), [prompt.ids for prompt in asked]
             return self.drawer(ids, of, numbers, manner, extras=inputs_of(vision, asked), hidden=hidden)
 
-        drawn, real, outputs, _ = spoken(self.turns, self.chat, encoded, prompts, which := torch.arange(len(prompts)), uniform, draw)
+        drawn, real, outputs, _, shown = spoken(self.turns, self.chat, encoded, prompts, which := torch.arange(len(prompts)), uniform, draw)
         rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=prompts, outputs=outputs)
-        return replace(rollout, held=replace(rollout.held, cut=drawn.cut))
+        return replace(rollout, held=replace(rollout.held, cut=drawn.cut, shown=shown))
 
     # Scores
 
@@ -348,7 +348,7 @@ class TransformersPolicy:
         mask[:, columns] = rollout.mask[rows][:, columns]
         need_kinds, refs = kinds(needs), rollout.held.refs
         compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *HEADS, *OF_REFERENCE}}
+        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *OF_REFERENCE}} | {need for need in needs if need.kind in HEADS}
         compared_with = sorted(refs) if compared or need_kinds & (OF_REFERENCE | {DEAD_END.kind}) else ()
         table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
         if DEGREE in terms:
@@ -365,7 +365,7 @@ class TransformersPolicy:
             reverse_kls=of_references("reverse_kls"),
             facts={name: table[:, columns].double() for name, table in facts.items()}
             | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
-            terms={need.kind: table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
+            terms={str(need): table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
             contrasts=contrasts,
             kind=ADAPTER.kind,
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 from mmalign.distributed.team import team_for
 from mmalign.needs import as_bound
+from mmalign.recipes._beside import Beside
 from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._records import feedbacks, learned_from, next_encoded
 from mmalign.records import Unfinished
 from mmalign.training.dead_steps import refuse_unknown
-from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
 from mmalign.training.same_records import SameRecords
@@ -59,15 +59,10 @@ class Mixed:
         refuse_records(self.policy, self.coming_from, mix.method, count=mix.count)
         refuse_unknown(mix.method, feedbacks(self.coming_from(), mix.method, list, count=mix.count))
         team_for(mix.count, "count")
-        weigh = mix.method.weigh
-        method = replace(mix.method, weigh=lambda mask: mix.weight * weigh(mask))
-        own = replace(learner.settings, ema=None)
-        self.own = Learner(self.policy, method, own, steps=learner.steps, team=learner.team)
+        self.beside = Beside(learner, mix.method, PREFIX, weight=mix.weight)
+        self.own, self.largest = self.beside.own, self.beside.largest
         self.same, self.position, self.aside = SameRecords(self.source), 0, dict[str, str]()
         self.coming: Iterator[Any] | None = None
-        self.before: Any = None
-        self.experience: Experience | None = None
-        learner.beside = self._add
 
     def next(self, step: int, update: int) -> None:
         """The records of the next update are read, encoded and known to the references. step, update: what randomness depends on."""
@@ -84,28 +79,12 @@ class Mixed:
         least = partial(min, len(rollout))
         fit(partial(self.own.remember, rollout), least)
         tables = fit(lambda most: self.own.tables(rollout, micro_rows=most), least)
-        self.before = None if method.state is None else method.state.dump()
-        self.experience, _ = learned_from(method, replace(feedback, tables=tables), rollout, team)
-
-    def largest(self, micro_rows: int) -> int:
-        """Rows of the largest pass that it makes."""
-        return 0 if self.experience is None else self.own.largest([self.experience], micro_rows)
-
-    def _add(self, micro_rows: int) -> dict[str, float]:
-        """Adds their gradient to those of the update; again, where memory ended in it the first time."""
-        if self.experience is None or not len(self.experience.rows):
-            return {}
-        if self.before is not None:
-            self.own.method.state.load(self.before)
-        self.own.profile = self.learner.profile
-        measured = self.own.add(self.experience, micro_rows)
-        measured["loss"] /= self.mix.weight
-        return {f"{PREFIX}{name}": value for name, value in measured.items()}
+        self.beside.begin()
+        self.beside.experience, _ = learned_from(method, replace(feedback, tables=tables), rollout, team)
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
-        state = self.own.method.state
-        return {"position": self.position, **self.same.dump(), "method": None if state is None else state.dump()}
+        return {"position": self.position, **self.same.dump(), "method": self.beside.dump()}
 
     def load(self, kept: Mapping[str, Any]) -> None:
         """Goes on where ``dump`` was. Errors: UserError for other records than those that the run began with."""
@@ -114,8 +93,7 @@ class Mixed:
         except UserError as error:
             raise UserError(f"mix.{error}") from error
         self.position, self.coming = kept["position"], None
-        if self.own.method.state is not None:
-            self.own.method.state.load(kept["method"])
+        self.beside.load(kept["method"])
 
 
 def refuse_method(method: Method) -> None:

@@ -35,6 +35,7 @@ from mmalign.objectives.feedback import comparisons
 from mmalign.recipes._foreseen import of_prompts as FORESEEN  # noqa: F401 (config asks for it)
 from mmalign.recipes._foreseen import refuse_prompts, streamed
 from mmalign.recipes._mixed import Mixed, mixed_in
+from mmalign.recipes._replayed import Replayed, replayed_in
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Record, Records
 from mmalign.samplers.assignment import assignment
@@ -44,7 +45,7 @@ from mmalign.training.dead_steps import refuse_silent
 from mmalign.training.entanglement import Entanglement
 from mmalign.training.evaluation import compared_with, evaluation_plan
 from mmalign.training.experience import Experience
-from mmalign.training.feedback import feedback_of, refuse_columns, scores_on, states_of, unasked
+from mmalign.training.feedback import feedback_of, refuse_asked, refuse_columns, scores_on, states_of, unasked
 from mmalign.training.given import Given, refuse_given
 from mmalign.training.inner_products import InnerProducts
 from mmalign.training.journal import Journal, hashed
@@ -127,6 +128,7 @@ def online(  # one argument for each thing that a run is made of
     step, saves, and says how to resume.
     """
     _refuse(policy, method, batch, prompts, rewards, oracle, evaluation, steps, records)
+    refuse_asked(oracle, policy, batch, devices)
     pairs = method.pairs or comparisons.best_and_worst
     team = team_for(batch.prompts, "batch.prompts", together=devices.together)
     coming = Prompts(prompts, policy, seed=run.seed, team=team)
@@ -139,6 +141,7 @@ def online(  # one argument for each thing that a run is made of
     fitting = MicroRows(batch.micro_rows, learner, say=lambda line: journal.say(line))
     entangled, products = Entanglement(learner, run.gradients), InnerProducts(learner, combine)
     mixed = mixed_in(mix, learner, fitting, seed=run.seed, put_aside=lambda broken: journal.put_aside(broken, "mix.records"))
+    replayed = replayed_in(learner, prompts, fitting.fit, seed=run.seed)
     gradients = RewardGradients(learner, rewards, combine, fitting.fit, optimizer=optimizer, seed=run.seed, given=_given(records, run.seed))
     states = {"micro_rows": fitting, "mix": mixed, **gradients.states, **states_of(combine, rewards, plan.judges)}
     journal = Journal(learner, plan, run, steps=steps, resume=resume, stop=evaluation.stop, states=states, prompts=prompts)
@@ -162,6 +165,8 @@ def online(  # one argument for each thing that a run is made of
             inside = _worth_an_update(method, feedback, most=wanted)
             scored.append(Scored(feedback, Experience(rollout, method.signal(feedback), in_units(method, feedback, inside), whole)))
             products.tell(*scored[-1], contents(chosen), fitting.fit)
+            if replayed is not None:
+                replayed.take_in(rollout, feedback)
             if (wanted := wanted - len(feedback.group[inside].unique())) <= 0:
                 break
         return scored
@@ -177,7 +182,8 @@ def online(  # one argument for each thing that a run is made of
             scored = collect(step)
             journal.put_aside(coming.aside, "prompts")
             journal.once("preflight_difference", lambda: _checked(learner, scored, batch.micro_steps, fitting.fit))  # noqa: B023
-            updates = _updates(learner, scored, batch, fitting.fit, entangled, mixed, step=step)
+            beside = [one for one in (mixed, replayed) if one is not None]
+            updates = _updates(learner, scored, batch, fitting.fit, entangled, beside, step=step)
             if not updates:
                 journal.say(f"step {step + 1}: no group is informative after {len(scored)} rollouts, so nothing was updated")
             learner.end(step)
@@ -217,14 +223,21 @@ def _parts(experiences: Sequence[Experience], unit: Unit, epochs: int, updates: 
 
 
 def _updates(
-    learner: Learner, batches: Sequence[Scored], batch: Batch, fit: Fit, entangled: Entanglement, mixed: Mixed | None, *, step: int
+    learner: Learner,
+    batches: Sequence[Scored],
+    batch: Batch,
+    fit: Fit,
+    entangled: Entanglement,
+    beside: Sequence[Mixed | Replayed],
+    *,
+    step: int,
 ) -> list[dict[str, float]]:
     """What the updates of a step measure, each in passes that fit into memory."""
     measured = list[dict[str, float]]()
     for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
-        if mixed is not None:
-            mixed.next(step, len(measured))
-        largest = lambda most: max(learner.largest(part, most), 0 if mixed is None else mixed.largest(most))  # noqa: B023, E731
+        for one in beside:
+            one.next(step, len(measured))
+        largest = lambda most: max(learner.largest(part, most), *(one.largest(most) for one in beside), 0)  # noqa: B023, E731
         update = lambda most: learner.update(part, micro_rows=most, micro_steps=batch.micro_steps, step=step)  # noqa: B023, E731
         with entangled.watched(step, part, batch.micro_rows) as found:
             measured.append(fit(update, largest))

@@ -32,7 +32,7 @@ from mmalign.config.stages import Turn, config_of, turns
 from mmalign.distributed.folder import refuse_elsewhere
 from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import Team, joined
-from mmalign.files import plain, write_json, write_text
+from mmalign.files import gone, plain, write_json, write_text
 from mmalign.recipes._run import Run, paged
 from mmalign.runs import rounds as folders
 from mmalign.runs.rounds import Book, Entry
@@ -165,14 +165,17 @@ def _built(node: Mapping[str, Any], team: Team, **extra: Any) -> Any:
 
 
 def _make_room(turn: Turn, node: Mapping[str, Any], run: bool) -> None:
-    """The folder of a round, with the config of the stage; a command's file from before a kill is made again, and a folder goes on."""
+    """The folder of a round, with the config of the stage; what a command made before a kill is made again.
+
+    Commands of mmalign's make files and folders that appear whole or not at all. The folder of another package's may be one that goes on.
+    """
     import yaml
 
     turn.home.mkdir(parents=True, exist_ok=True)
     if not run:
         write_text(turn.home / f"{turn.name}.yaml", yaml.safe_dump(plain(node), sort_keys=False, allow_unicode=True))
-    if not run and turn.product is not None and turn.product.is_file():
-        turn.product.unlink()
+    if not run and turn.product is not None and ("." not in node["use"] or turn.product.is_file()):
+        gone(turn.product)
 
 
 def _said(book: Book, team: Team, entry: Entry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,27 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A turn before an answer, the policy's or the environment's. images: ``data:`` addresses."""
+
+    role: str
+    text: str
+    images: list[str]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """An answer at a step. ``unsaid``: objects that are there and not said; ``known``: whether anybody marked it; ``scores`` in words."""
+    """An answer at a step. ``unsaid``: objects that are there and not said; ``known``: whether anybody marked it; ``scores`` in words.
+
+    turns: what was said before it, in a conversation.
+    """
 
     step: int
     pieces: list[Piece]
     unsaid: list[str]
     known: bool
     scores: str = ""
+    turns: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,8 @@ def cases(run: RunData, notes: list[str]) -> list[Case]:
     shown = []
     for place in chosen:
         question, images = _question(steps[-1][1][place])
-        answers = [marked(step, row) for step, rows in steps if (row := _same(rows, place, (question, images))) is not None]
+        of_case = [(step, row) for step, rows in steps if (row := _same(rows, place, (question, images))) is not None]
+        answers = [replace(marked(step, row), turns=_turns(row, run.path, addresses)) for step, row in of_case]
         there = [address for name in steps[-1][1][place].get("images") or [] if (address := _address(run.path, name, addresses))]
         shown.append(Case(question, there, answers))
     if any(address is None for address in addresses.values()):
@@ -96,6 +110,13 @@ def marked(step: int, row: Mapping[str, Any]) -> Answer:
     unsaid = [str(name) for name in row.get("objects") or [] if str(name) not in mentioned]
     scores = " · ".join(f"{name} {short(value)}" for name, value in (row.get("scores") or {}).items())
     return Answer(step, pieces, unsaid, "mentions" in row, scores)
+
+
+def _turns(row: Mapping[str, Any], folder: Path, known: dict[str, str | None]) -> tuple[Said, ...]:
+    return tuple(
+        Said(turn["role"], turn["text"], [address for name in turn["images"] if (address := _address(folder, name, known))])
+        for turn in row.get("turns") or []
+    )
 
 
 def credited(text: str, credits: Sequence[Sequence[float]]) -> list[Piece]:

@@ -31,7 +31,8 @@ APART = ("run.name", "run.folder")  # of any two runs
 
 @dataclass(frozen=True)
 class Beside:
-    """One run of several. name: told apart from the others. cells: of the table, by column. alarms: in words. frames: its grids by step."""
+    """One run of several. name: told apart from the others. cells: of the table, by column. alarms: in words. frames: its grids by step.
+    trackers: name -> address of its page there."""
 
     name: str
     colour: int
@@ -39,6 +40,7 @@ class Beside:
     cells: dict[str, str]
     alarms: list[str]
     frames: list[Picture]
+    trackers: dict[str, str]
 
 
 def comparison(runs: Sequence[RunData], *, title: str = "") -> str:
@@ -83,7 +85,7 @@ def _beside(run: RunData, name: str, colour: int, notes: list[str]) -> Beside:
             best = max(points, key=lambda point: point.value)
             cells[column] = f"{_said(points[0])} \N{RIGHTWARDS ARROW} {_said(points[-1])}"
             cells[column] += f" (best {short(best.value)} at step {best.step})" if best.value > points[-1].value else ""
-    return Beside(name, colour, state(run), cells, alarms, [frame for frame in drawn if frame is not None])
+    return Beside(name, colour, state(run), cells, alarms, [frame for frame in drawn if frame is not None], run.trackers)
 
 
 def _said(point: Point) -> str:

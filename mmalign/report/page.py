@@ -55,6 +55,7 @@ def render(run: RunData) -> str:
         name=run.path.resolve().name,
         verdict=in_a_sentence(run),
         state=state(run),
+        trackers=run.trackers,
         findings=[describe(finding, run.unit) for finding in findings],
         moved=[in_words(shift) for shift in moved],
         since=min((shift.step for shift in moved), default=0),

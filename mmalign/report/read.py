@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.runs import answers
+from mmalign.runs.log import TRACKERS
 from mmalign.runs.metrics import is_number, read_benchmarks, read_metrics
+from mmalign.runs.showing import WEB
 from mmalign.types import UserError
 
 FRAME = re.compile(r"step_(\d{1,12})\.png", re.ASCII)
@@ -22,7 +24,8 @@ VIDEOS = (".mp4", ".webm", ".gif", ".mov")
 @dataclass(frozen=True)
 class RunData:
     """A run as its folder tells it. ``frames``: (step, path) of each sample grid, in order of steps; ``scores``: step -> name
-    -> a number for each cell of its grid, or None; ``answers``: (step, lines); ``benchmarks``: see ``runs.metrics``."""
+    -> a number for each cell of its grid, or None; ``answers``: (step, lines); ``benchmarks``: see ``runs.metrics``;
+    ``trackers``: name -> the address of its page there."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +44,7 @@ class RunData:
     notes: list[str] = field(default_factory=list)
     answers: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     profile: list[dict[str, Any]] = field(default_factory=list)
+    trackers: dict[str, str] = field(default_factory=dict)
 
     @property
     def rewards(self) -> list[str]:
@@ -108,6 +112,7 @@ def read(path: Path) -> RunData:
         videos=sum(file.suffix.lower() in VIDEOS for file in files),
         notes=notes + torn + unread + damaged,
         answers=lines,
+        trackers={name: str(where) for name, where in _mapping(_json(path / TRACKERS, notes)).items() if WEB.match(str(where))},
     )
 
 

@@ -24,6 +24,7 @@ from mmalign.rewards.judges.judge_pairs import judge_against as judge_against
 from mmalign.rewards.judges.judge_pairs import judge_in_order as judge_in_order
 from mmalign.rewards.judges.judge_pairs import judge_pairs as judge_pairs
 from mmalign.rewards.judges.judge_rubric import judge_rubric as judge_rubric
+from mmalign.rewards.judges.own_verdicts import own_verdicts as own_verdicts
 from mmalign.rewards.pictures.aesthetic import aesthetic as aesthetic
 from mmalign.rewards.pictures.clip_score import clip_score as clip_score
 from mmalign.rewards.pictures.hps import hps as hps

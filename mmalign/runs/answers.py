@@ -6,8 +6,9 @@
     answers/images/3f2a9c.png    a small copy, once for all steps
 
 ``mentions`` (start, end, object, whether it is there) and ``objects`` (what is there) are in a line only where the evaluation could
-tell (``EvaluationPlan.mark``); ``credits`` (start, end, nats over the reference, of each token) in those of the first answers of a language
-model. Prompts of a conversation are their last user turn.
+tell (``EvaluationPlan.mark``); ``turns`` (``role``, ``text``, ``images``) in those of conversations, all that was said before the answer;
+``credits`` (start, end, nats over the reference, of each token) in those of the first answers of a language model. Prompts of a
+conversation are their last user turn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from mmalign import media
-from mmalign.conversations import words_and_images
+from mmalign.conversations import answer_of, media_of, texts_of, words_and_images
 from mmalign.files import finite, plain, write_bytes, write_text
 from mmalign.runs.metrics import is_number
 from mmalign.types import UserError
@@ -35,11 +36,12 @@ LIMITS = media.Limits(pixels=2**26, animated="first")  # an image with more is n
 
 
 def write(
-    folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[str], marks: Sequence[Mapping[str, Any]] | None = None,
+    folder: Path, step: int, prompts: Sequence[Any], answers: Sequence[Any], marks: Sequence[Mapping[str, Any]] | None = None,
     scores: Mapping[str, Tensor] | None = None, credits: Mapping[int, Sequence[tuple[int, int, float]]] | None = None,
 ) -> Path:  # fmt: skip
     """``answers/step_000040.jsonl``, a line for each answer. An image that cannot be read is null there.
 
+    answers: words, or the turns that followed the prompt, of which the assistant's last is the answer.
     scores: name -> a number for each answer, in any shape; NaN is null. credits: number of an answer -> (start, end,
     nats) of its tokens, over the reference.
     """
@@ -47,7 +49,8 @@ def write(
     lines = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         question, images = words_and_images(prompt)
-        row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": answer}
+        words, earlier = _said(folder / "answers", answer)
+        row = {"prompt": question, "images": [_kept(folder / "answers", image) for image in images], "answer": words, **earlier}
         of_row = {"scores": {name: values[number] for name, values in columns.items()}} if columns else {}
         gained = {"credits": [list(part) for part in credits[number]]} if credits and number in credits else {}
         lines.append({**row, **of_row, **gained, **({} if marks is None else _mark(marks[number]))})
@@ -55,12 +58,25 @@ def write(
     return write_text(folder / "answers" / f"step_{step:06d}.jsonl", text)
 
 
-def table(prompts: Sequence[Any], answers: Sequence[str], scores: Mapping[str, Tensor] | None = None) -> tuple[list[str], list[list[Any]]]:
+def _said(folder: Path, answer: Any) -> tuple[str, dict[str, Any]]:
+    """The words of an answer, and of a conversation the turns before them."""
+    if isinstance(answer, str):
+        return answer, {}
+    last = max(place for place, turn in enumerate(answer) if turn["role"] == "assistant")
+    turns = [
+        {"role": turn["role"], "text": " ".join(texts_of(turn)), "images": [_kept(folder, medium.source) for medium in media_of([turn])]}
+        for turn in answer[:last]
+    ]
+    return "".join(texts_of(answer[last])), {"turns": turns}
+
+
+def table(prompts: Sequence[Any], answers: Sequence[Any], scores: Mapping[str, Tensor] | None = None) -> tuple[list[str], list[list[Any]]]:
     """(columns, rows): the first ``SHOWN`` prompts, their answers and scores, for trackers."""
     columns = {name: values.flatten().tolist() for name, values in (scores or {}).items()}
     rows = []
     for number, (prompt, answer) in enumerate(zip(prompts[:SHOWN], answers, strict=False)):
-        rows.append([words_and_images(prompt)[0], answer, *(values[number] for values in columns.values())])
+        words = answer if isinstance(answer, str) else answer_of(answer)
+        rows.append([words_and_images(prompt)[0], words, *(values[number] for values in columns.values())])
     return ["prompt", "answer", *columns], rows
 
 
@@ -86,10 +102,10 @@ def read(folder: Path) -> tuple[list[tuple[int, list[dict[str, Any]]]], list[str
 
 def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     """A line as ``write`` writes them; what is of another kind is left out."""
-    images, names = row.get("images"), list[str | None]()
-    if isinstance(images, list):
-        names = [name if isinstance(name, str) else None for name in images]
-    line: dict[str, Any] = {"prompt": str(row.get("prompt", "")), "images": names, "answer": str(row.get("answer") or "")}
+    line: dict[str, Any] = {"prompt": str(row.get("prompt", "")), "images": _names(row), "answer": str(row.get("answer") or "")}
+    if isinstance(row.get("turns"), list):
+        turns = [turn for turn in row["turns"] if isinstance(turn, dict)]
+        line["turns"] = [{"role": str(turn.get("role")), "text": str(turn.get("text") or ""), "images": _names(turn)} for turn in turns]
     if isinstance(row.get("scores"), dict):
         line["scores"] = {name: value for name, value in row["scores"].items() if is_number(value)}
     if isinstance(row.get("credits"), list):
@@ -98,6 +114,12 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
         return line
     mentions = [mark for mark in row["mentions"] if isinstance(mark, list) and [type(part) for part in mark] == [int, int, str, bool]]
     return {**line, "mentions": mentions, "objects": _texts(row.get("objects"))}
+
+
+def _names(row: Mapping[str, Any]) -> list[str | None]:
+    images = row.get("images")
+    some = images if isinstance(images, list) else []
+    return [name if isinstance(name, str) else None for name in some]
 
 
 def _texts(value: Any) -> list[str]:

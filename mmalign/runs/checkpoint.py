@@ -380,4 +380,4 @@ def _place(stored: Stored) -> tuple[tuple[int, str], ...]:
 def parameter_sets(names: Iterable[str]) -> tuple[str, ...]:
     """Of the groups of tensors in a run's checkpoint, those that are sets of parameters: no states of its optimiser or of rows, and no
     classifiers."""
-    return tuple(name for name in names if name.partition(".")[0] not in ("optimizer", "recalled", "classifier"))
+    return tuple(name for name in names if name.partition(".")[0] not in ("optimizer", "recalled", "replayed", "classifier"))

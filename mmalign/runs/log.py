@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mmalign.files import flat, plain
+from mmalign.files import flat, plain, write_json
 from mmalign.runs.metrics import read_metrics
 from mmalign.runs.pictures import grid
-from mmalign.runs.showing import SHOW, TABLES
+from mmalign.runs.showing import SHOW, TABLES, address
 from mmalign.types import UserError
 
+TRACKERS = "trackers.json"
 Phase = Literal["train", "eval", "profile"]
 
 
@@ -26,6 +27,8 @@ class Log:
 
     folder: the run's folder. trackers: names that accelerate knows (``tensorboard``, ``wandb``, ``trackio``, ...), or name ->
     keyword arguments for its start. config: what trackers show as the run's settings. tell: takes a line for the user.
+
+    Where a browser finds the run in trackers is in ``trackers.json``, for its report.
 
     A tracker whose package is missing, or that fails, costs one line, and the run goes on without it. Continues the clock of a log
     that is already there. Only the main process makes one. Errors: UserError at an unknown name.
@@ -54,6 +57,8 @@ class Log:
             self._each(lambda tracker: tracker.store_init_configuration(simple))
         self._begin = time.monotonic() - float(last.get("seconds") or 0.0)
         folder.mkdir(parents=True, exist_ok=True)
+        if found := {name: where for name, tracker in self._trackers.items() if (where := address(name, tracker))}:
+            write_json(folder / TRACKERS, found)
         self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the log is)
 
     def __enter__(self) -> Log:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mmalign.files import finite, plain, write_json, write_text
+from mmalign.files import finite, gone, plain, write_json, write_text
 from mmalign.runs import folder as folders
 from mmalign.runs.metrics import read_metrics
 from mmalign.types import UserError
@@ -101,7 +101,7 @@ def opened(root: str | Path, name: str, *, config: Mapping[str, Any], resume: bo
         kept = plain(config)
         for half in [*path.glob(".*.tmp"), *path.glob("round_*/.*.tmp")]:  # whether the kill came before its config was whole, or later
             if folders.STRAY.fullmatch(half.name):
-                half.unlink()
+                gone(half)
         if not (path / "config.yaml").is_file():
             folders.write_identity(path, kept)
             yield Book(path, [])

@@ -1,17 +1,22 @@
-"""Samples in trackers: a picture of the grid, or all of its frames where it is one of videos; and answers in words, as tables."""
+"""Samples in trackers: a picture of the grid, or all of its frames where it is one of videos; answers in words, as tables; and where
+a browser finds the run there."""
 
 from __future__ import annotations
 
 import io
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
 from mmalign.runs.pictures import gif, opaque
 
+WEB = re.compile(r"https?://[^\s\"'<>]+\Z")
+LOCAL = re.compile(r"https?://(127\.|localhost\b|0\.0\.0\.0|\[)")
 TAG, ANSWERS = "eval/samples", "eval/answers"
 
 
@@ -94,7 +99,49 @@ def _cell(value: Any) -> str:
     return words.replace("|", "\\|").replace("\n", "<br>")
 
 
+def _own_address(tracker: Any) -> Any:
+    """W&B's, Comet's and SwanLab's run knows it; None, or an error, where it is offline."""
+    return tracker.tracker.url
+
+
+def _clearml_address(tracker: Any) -> Any:
+    return tracker.tracker.get_output_log_web_page()
+
+
+def _mlflow_address(tracker: Any) -> Any:
+    """As the pages of MLflow's own server are called; a file or a database has none."""
+    import mlflow as package
+
+    run = tracker.tracker.info
+    return f"{package.get_tracking_uri().rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+def _trackio_address(tracker: Any) -> Any:
+    """Of a server that stands, or a Space of the hub (``owner/name``); the one that trackio starts on this machine ends with the run."""
+    run = tracker.tracker
+    place = str(run.url or "")
+    if "://" not in place:
+        place = f"https://huggingface.co/spaces/{place}" if "/" in place else ""
+    return f"{place}?project={quote(run.project)}" if place and not LOCAL.match(place) else None
+
+
 SHOW = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "mlflow": mlflow}
 """Trackers that are shown samples; others hear of numbers alone."""
 TABLES = {"tensorboard": tensorboard_table, "wandb": wandb_table, "trackio": trackio_table, "mlflow": mlflow_table}
 """Trackers that are given answers."""
+ADDRESSES: dict[str, Callable[[Any], Any]] = {
+    "wandb": _own_address, "comet_ml": _own_address, "swanlab": _own_address, "clearml": _clearml_address, "mlflow": _mlflow_address,
+    "trackio": _trackio_address,
+}  # fmt: skip
+"""Trackers whose page of a run has an address."""
+
+
+def address(name: str, tracker: Any) -> str:
+    """Where a browser finds this run in a tracker; '' where it does nowhere."""
+    if name not in ADDRESSES:
+        return ""
+    try:
+        found = str(ADDRESSES[name](tracker) or "")
+    except Exception:  # somebody else's code: a run without a link is a run
+        return ""
+    return found if WEB.match(found) else ""

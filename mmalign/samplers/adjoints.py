@@ -27,10 +27,12 @@ class Plan(NamedTuple):
     """Which steps of a sample a reward's gradient trains.
 
     trained: ``[T]`` bool, at least one. end: the step whose clean estimate counts as the sample; None: the sample is that of all steps.
+    start: the number of the plan's first step among those of a sample that is made in chunks, with a plan for each.
     """
 
     trained: Tensor
     end: int | None = None
+    start: int = 0
 
     @property
     def last(self) -> int:
@@ -145,6 +147,19 @@ def one_of(low: Count, high: Count | None) -> Planner:
         return Plan(torch.arange(num_steps) == end, end)
 
     return plan
+
+
+def by_chunk(plan: Planner, random: Tensor, chunk: Tensor, rng: torch.Generator) -> list[Plan]:
+    """A plan for each chunk of a sample, one after the other. random: ``[T]`` bool; chunk: ``[T]``, which one each step makes.
+
+    Examples:
+        >>> plans = by_chunk(last(1), torch.tensor([True] * 5), torch.tensor([0, 0, 0, 1, 1]), torch.Generator())
+        >>> [(plan.start, plan.trained.tolist()) for plan in plans]
+        [(0, [False, False, True]), (3, [False, True])]
+    """
+    counts = chunk.unique_consecutive(return_counts=True)[1].tolist()
+    plans = [plan(own, rng) for own in random.split(counts)]
+    return [each._replace(start=sum(counts[:number])) for number, each in enumerate(plans)]
 
 
 def carried_back(

@@ -21,10 +21,10 @@ from mmalign.selftest.trials import contents, differing
 from mmalign.types import UserError
 
 TIMEOUT, PATIENCE = 30.0, 60.0
-"""Seconds that processes wait for each other, and that those left have, once one was killed, to end."""
+"""Seconds that processes of a run which is killed wait for each other, and that those left have, once one was killed, to end."""
 
 LONGEST = 600.0
-"""Seconds that a run may take which nobody kills."""
+"""Seconds that a run may take which nobody kills, and that its processes wait for each other."""
 
 Train = Callable[..., Any]
 """``(root, resume=False)``: trains a run in ``root/run``, or goes on with it."""
@@ -70,7 +70,7 @@ class Killer:
     def __init__(self, name: str, train: Train, root: Path, *, processes: int = 1, seed: int = 0) -> None:
         self.train, self.root, self.processes, self.rng = train, root, processes, random.Random(f"{seed}:{name}:{processes}")
         began = time.monotonic()
-        wrong = self._ended_well(self._start(), "the run that is not killed")
+        wrong = self._ended_well(self._start(LONGEST), "the run that is not killed")
         self.seconds = time.monotonic() - began
         if wrong:
             raise UserError(f"{name}: {wrong}")
@@ -89,7 +89,7 @@ class Killer:
 
     def _killed(self) -> Kill:
         """Starts or resumes a run, and kills some of its processes after a random time."""
-        pids = self._start()
+        pids = self._start(TIMEOUT)
         some = pids if self.rng.random() < 0.5 else [self.rng.choice(pids)]
         with _none_left(pids):
             time.sleep(self.rng.uniform(0, self.seconds))
@@ -109,15 +109,15 @@ class Killer:
 
     def _gone_on(self) -> str:
         """Resumes a run that was killed; what is wrong then, or ""."""
-        if wrong := self._ended_well(self._start(), "the resume"):
+        if wrong := self._ended_well(self._start(LONGEST), "the resume"):
             return wrong
         if files := differing(self.root / "run", self.expected):
             return f"differs in {', '.join(files)}"
         strays = sorted(path.name for path in self.root.iterdir() if path.name != "run")
         return f"left {', '.join(strays)} behind" if strays else ""
 
-    def _start(self) -> list[int]:
-        return forked.fork(self.processes, partial(_train, self.train, self.root), self.root, timeout=TIMEOUT, quiet=True)
+    def _start(self, timeout: float) -> list[int]:
+        return forked.fork(self.processes, partial(_train, self.train, self.root), self.root, timeout=timeout, quiet=True)
 
     def _ended_well(self, pids: Sequence[int], which: str) -> str:
         """What is wrong of processes that nobody kills, or ""."""

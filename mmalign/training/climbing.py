@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from mmalign.training.experience import Experience
+from mmalign.types import Method, Policy, Steps
 
-if TYPE_CHECKING:
-    from mmalign.training.learner import Learner
+
+class Climber(Protocol):
+    """What has the rows of an update, and adds up their gradients over all processes (``Learner``)."""
+
+    policy: Policy
+    method: Method
+
+    def parts(self, experiences: Sequence[Experience], micro_rows: int, /) -> Iterator[tuple[Steps, Tensor, Tensor]]: ...
+    def add_gradients(self) -> None: ...
+    def forget_gradients(self) -> None: ...
 
 
 @contextmanager
-def climbed(learner: Learner, experiences: Sequence[Experience], micro_rows: int) -> Iterator[None]:
+def climbed(learner: Climber, experiences: Sequence[Experience], micro_rows: int) -> Iterator[None]:
     """While the block lasts, the parameters are ``theta + rate grad sum(weight * climb)``; then ``theta`` again, to the bit.
 
     The gradient is that of all rows and all processes. Gradients that are left in the block are those of the other place, as the first

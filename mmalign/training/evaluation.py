@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.conversations import answer_of
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.runs import tokens
@@ -92,11 +93,12 @@ def evaluation_plan(
 
 
 class Answers(NamedTuple):
-    """Answers in words to the prompts beside them; marks as in ``EvaluationPlan.mark``, None where nobody marks. credits: number of an
-    answer -> what each of its tokens gained over the reference (``own_samples``), of the first answers to some prompts."""
+    """Answers to the prompts beside them, in words or as the turns that followed; marks, of the last words, as in ``EvaluationPlan.mark``,
+    None where nobody marks. credits: number of an answer in words -> what each of its tokens gained over the reference (``own_samples``),
+    of the first answers to some prompts."""
 
     prompts: list[Any]
-    outputs: list[str]
+    outputs: list[Any]
     marks: list[Mapping[str, Any]] | None
     credits: Mapping[int, Credits] = {}
 
@@ -211,12 +213,14 @@ def _words(outputs: Any) -> list[str]:
 
 def _answers(plan: EvaluationPlan, outputs: Any, rows: list[Any], credits: list[Credits]) -> Answers | None:
     """What a person may read of it. Errors: UserError for marks that are not one for each answer."""
-    if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) for output in outputs):
+    if not isinstance(outputs, (list, tuple)) or not all(isinstance(output, str) or answer_of(output) is not None for output in outputs):
         return None
     shown = [place for place in range(len(outputs)) if place % plan.samples < plan.columns]
     prompts, words = [rows[place] for place in shown], [outputs[place] for place in shown]
-    marks = None if plan.mark is None else list(plan.mark(words, prompts))
+    last = [output if isinstance(output, str) else answer_of(output) or "" for output in words]
+    marks = None if plan.mark is None else list(plan.mark(last, prompts))
     if marks is not None and len(marks) != len(words):
         raise UserError(f"evaluation.mark: returned {len(marks)} marks for {len(words)} answers, takes one for each")
     first = [place for place in shown if place % plan.samples == 0][:CREDITED] if credits else []
-    return Answers(prompts, words, marks, {shown.index(place): credits[place] for place in first if credits[place]})
+    of_words = {shown.index(place): credits[place] for place in first if credits[place] and isinstance(outputs[place], str)}
+    return Answers(prompts, words, marks, of_words)

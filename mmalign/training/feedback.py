@@ -9,14 +9,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.arguments.facts import Stateful, Weighted, of_latents
+from mmalign.arguments.facts import Stateful, Weighted, asks_policy, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
+from mmalign.records import Choosy
 from mmalign.training import dense
 from mmalign.training.dense import Parts
+from mmalign.training.settings import Batch, Devices
 from mmalign.types import Feedback, Need, Rollout, UserError, columns_of
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -41,6 +43,20 @@ def beside(prompts: Sequence[Any], *, rows: int) -> dict[str, list[Any]]:
     """The columns of prompts for the rows of their rollout, as many of each, side by side."""
     each = rows // len(prompts)
     return {name: [value for value in column for _ in range(each)] for name, column in columns_of(prompts).items()}
+
+
+def refuse_asked(oracle: Callable[..., Any] | None, policy: Any, batch: Batch, devices: Devices) -> None:
+    """Errors: UserError for an oracle that asks the policy, where this answers in no words, or is at work elsewhere meanwhile."""
+    if not asks_policy(oracle):
+        return
+    if not (isinstance(policy, Choosy) and policy.learns_from == "texts"):
+        raise UserError("oracle: asks the policy for verdicts, and this one answers in no words; takes a language model as the policy")
+    busy = {"batch.overlap": batch.overlap > 1, "batch.staleness": batch.staleness > 0}
+    if late := [key for key, value in busy.items() if value]:
+        raise UserError(f"{late[0]}: the oracle asks the policy, which samples meanwhile; takes {1 if late[0] == 'batch.overlap' else 0}")
+    apart = {"place": devices.place != "replicate", devices.together[0]: devices.together[1] > 1}
+    if spread := [key for key, value in apart.items() if value]:
+        raise UserError(f"devices.{spread[0]}: the oracle asks the policy in each process by itself; takes a policy that is whole in each")
 
 
 def refuse_columns(functions: Functions, there: Iterable[str], *, kind: str) -> None:
@@ -130,10 +146,11 @@ def scores_on(
     missing: Missing = "stop",
     policy: Any = None,
 ) -> Scores:
-    """What rewards and an oracle say of a rollout's rows, see ``feedback_on``. policy: whose rollout it is, for rewards of latents."""
+    """What rewards and an oracle say of a rollout's rows, see ``feedback_on``. policy: whose rollout it is, for rewards of latents, and
+    for an oracle that asks it."""
     latents = policy.latents(rollout) if policy is not None and any(map(of_latents, rewards.values())) else None
     named, parted = _scores(rewards, rollout.outputs, rollout.prompts, rollout.columns, drop=missing == "drop", latents=latents)
-    return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout))
+    return Scores(len(rollout), named, parted, None if oracle is None else _compared(oracle, rollout, policy))
 
 
 def unasked(rewards: Functions, rollout: Rollout, *, oracle: Callable[..., Any] | None = None, **how: Any) -> Scores:
@@ -191,9 +208,9 @@ def combined(parts: Mapping[str, Tensor], group: Tensor, prompts: Sequence[Any],
     return _checked("combine", answer_of("combine", "of rewards", together, None, list(prompts), {}), len(group))
 
 
-def _compared(oracle: Callable[..., Any], rollout: Rollout) -> Tensor:
+def _compared(oracle: Callable[..., Any], rollout: Rollout, policy: Any) -> Tensor:
     """The oracle's win probabilities ``[B, B]`` float64; NaN across groups and on the diagonal, whatever it said there."""
-    columns = accepted(oracle, rollout.columns)
+    columns = {**accepted(oracle, rollout.columns), **({"policy": policy} if asks_policy(oracle) else {})}
     compare = lambda outputs, prompts: oracle(outputs, prompts, rollout.group, **columns)  # noqa: E731
     wins, rows = torch.as_tensor(answer_of("oracle", "of pairs", compare, rollout.outputs, rollout.prompts, {})), len(rollout.prompts)
     if tuple(wins.shape) != (rows, rows):

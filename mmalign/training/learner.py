@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.shards import is_cut, of_rows, own_rows, sharded
 from mmalign.distributed.team import ALONE, Team
-from mmalign.needs import MASK, OLD, REWARDS, refs
+from mmalign.needs import MASK, OLD, REWARDS, called, refs
 from mmalign.runs import checkpoint
 from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
@@ -26,6 +26,15 @@ from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
 from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout, Steps
+
+
+class Kept(Protocol):
+    """What has tensors of its own in checkpoints, group -> name -> tensor, and takes them back."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]: ...
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None: ...
+
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
@@ -42,7 +51,8 @@ class Learner:
     from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
     becomes of an update whose numbers are not finite (``training.not_finite``). stale: rollouts are sampled one step early; the parameters
     that a step began with are then kept as the set ``behind``, so that a resumed run can sample the rollout that is on its way again.
-    beside: adds gradients of something else to those of an update (``recipes._mixed``): micro_rows -> what was measured; None: nothing.
+    beside: each adds gradients of something else to those of an update (``recipes._beside``): micro_rows -> what was measured. replayed:
+    rows of earlier rollouts that belong into checkpoints.
     """
 
     def __init__(  # one keyword for each thing that updates depend on
@@ -67,7 +77,8 @@ class Learner:
         self.moves = references.plan(method, references.named(method, self.needs), moving or {})
         references.prepare(policy, references.named(method, self.needs), self.moves)
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
-        self.beside: Callable[[int], dict[str, float]] | None = None
+        self.beside: list[Callable[[int], dict[str, float]]] = []
+        self.replayed: Kept | None = None
         self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
@@ -127,7 +138,7 @@ class Learner:
                 if state is not None:
                     self.method.state.load(state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
-        others = {} if self.beside is None else self.beside(micro_rows)
+        others = {name: value for add in self.beside for name, value in add(micro_rows).items()}
         self.add_gradients()
         with self.profile.part("optimizer"):
             norm = clipped(self.policy.parameters().values(), self.settings.max_norm)
@@ -292,7 +303,7 @@ class Learner:
             columns = torch.arange(rollout.mask.shape[1])
             steps = joined([self.policy.steps(rollout, part, columns, needs=needs) for part in rows.split(micro_rows)]) if needs else None
         if steps is not None:
-            own |= {Need(name): table for name, table in {**steps.terms, **steps.facts}.items()}
+            own |= {called(name): table for name, table in {**steps.terms, **steps.facts}.items()}
             own |= {refs(name): table for name, table in steps.refs.items()}
         parts = self.team.gather({str(need): table.detach() for need, table in own.items() if need in self.method.reads})
         return {need: stacked([part[str(need)] for part in parts]) for need in own if need in self.method.reads}
@@ -336,7 +347,13 @@ class Learner:
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
         kept |= {f"optimizer.{name}": one.tensors()["optimizer"] for name, one in self.companions.items()}
         kept |= {f"classifier.{name}": dict(module.state_dict()) for name, module in self._classifiers().items()}
-        return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors()}
+        return {
+            **self.policy.sets.tables(),
+            "optimizer": flat,
+            **kept,
+            **self.kept.tensors(),
+            **({} if self.replayed is None else self.replayed.tensors()),
+        }
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
         """What this process needs of a tensor of a checkpoint: its rows of one that belongs to a parameter in shards."""
@@ -371,6 +388,8 @@ class Learner:
         references.refuse_others(self.policy, state.get("digests", {}))
         self.policy.sets.load({name: tensors[name] for name in checkpoint.parameter_sets(tensors)})
         self.kept.load(tensors)
+        if self.replayed is not None:
+            self.replayed.load(tensors)
         self.moments |= {name: (dict(tensors[f"optimizer.{name}"]), kept) for name, kept in state.get("moments", {}).items()}
         self.load_own(tensors["optimizer"], state)
         for name, kept in state.get("companions", {}).items():

@@ -18,7 +18,7 @@ from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls", "absolute")  # needs that name a reference
-OWN = ("current", "trained", "ema", "best", "behind", "optimizer", "recalled")  # sets that are no references
+OWN = ("current", "trained", "ema", "best", "behind", "optimizer", "recalled", "replayed")  # sets that are no references
 
 
 def references(method: Method, needs: frozenset[Need]) -> list[str]:

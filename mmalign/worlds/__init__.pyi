@@ -5,6 +5,8 @@ from mmalign.worlds.control.planner import preferred as preferred
 from mmalign.worlds.control.runner import Control as Control
 from mmalign.worlds.control.runner import runner as runner
 from mmalign.worlds.digit_scenes.base import digit_scenes as digit_scenes
+from mmalign.worlds.digit_scenes.distant import distant_scenes as distant_scenes
+from mmalign.worlds.digit_scenes.distant import distant_scenes_prompts as distant_scenes_prompts
 from mmalign.worlds.digit_scenes.judges import scene_answers as scene_answers
 from mmalign.worlds.digit_scenes.judges import scene_exact as scene_exact
 from mmalign.worlds.digit_scenes.judges import scene_hallucination as scene_hallucination

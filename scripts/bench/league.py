@@ -254,6 +254,7 @@ def run(world: World, node: Mapping[str, Any], watch: Callable[[Meter, Any], W],
     asked = build_part({"prompts": dict(world.prompts)}, "prompts")
     batch: Any = {**node.get("batch", {}), "prompts": prompts, "group": group_of(method), "resample": 0}
     inner = policy.of if "of" in node["policy"] else policy
+    inner.schedule()  # which a first probe would look at, with a row that trains nobody
     with tempfile.TemporaryDirectory() as folder, counted(inner.denoiser) as calls:
         meter = Meter(calls)
         watching = watch(meter, policy)
@@ -389,7 +390,8 @@ def main() -> int:
                     out.write(json.dumps(there[job]) + "\n")
                 bar.update()
         bar.close()
-    write(FOLDER, WORLDS, list(there.values()), published=PUBLISHED, kinds={name: family(entry) for name, entry in everybody.items()})
+    if given.page:
+        write(FOLDER, WORLDS, list(there.values()), published=PUBLISHED, kinds={name: family(entry) for name, entry in everybody.items()})
     return 0
 
 

@@ -158,12 +158,26 @@ def drawn(path: Path, name: str, world: Any, lines: Sequence[Line], kinds: Mappi
     figure.savefig(path, metadata={"Date": None})
 
 
+def parts(page: str) -> dict[str, str]:
+    """The parts of a page by their world.
+
+    Examples:
+        >>> parts("of all\\n\\n## one\\n\\na\\n\\n## two\\n\\nb\\n")
+        {'one': '\\n## one\\n\\na\\n', 'two': '\\n## two\\n\\nb\\n'}
+    """
+    return {part.split("\n", 1)[0]: f"\n## {part.strip()}\n" for part in page.split("\n## ")[1:]}
+
+
 def write(folder: Path, worlds: Mapping[str, Any], lines: Sequence[Line], *, published: str, kinds: Mapping[str, str]) -> None:
-    """LEAGUE.md, and a plot for each world in which somebody has run. kinds: method -> its family."""
-    page = [HEAD]
+    """LEAGUE.md, and a plot for each world in which somebody has run. kinds: method -> its family. Where these lines have nobody who has
+    run in a world, its part of the page that is there, and its plot, stay as they are."""
+    path = folder / "LEAGUE.md"
+    there = parts(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    page = HEAD
     for name, world in worlds.items():
-        part = of_world(name, world, lines, published, kinds)
-        if part:
+        if part := of_world(name, world, lines, published, kinds):
             drawn(folder / f"league_{name}.svg", name, world, lines, kinds)
-        page += part
-    (folder / "LEAGUE.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+            page += "\n".join([*part, ""])
+        else:
+            page += there.get(name, "")
+    path.write_text(page, encoding="utf-8")

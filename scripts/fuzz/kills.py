@@ -31,13 +31,15 @@ TRAIN: Callable[..., Any] = runpy.run_path(str(Path(__file__).with_name("runs.py
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
-def train(root: Path, rank: int, *, before: int = -1, count: Path | None = None) -> None:
-    """Trains, or goes on. before: the number of the file operation that it is killed at. count: where their number goes."""
+def train(root: Path, rank: int, *, before: int = -1, of: str = "", count: Path | None = None) -> None:
+    """Trains, or goes on. before: the number of the file operation that it is killed at, among those whose path has ``of`` in it.
+    count: where their number goes."""
     done = 0
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        if event in EVENTS and isinstance(arguments[0], (str, Path)) and str(arguments[0]).startswith(str(root)):
+        path = str(arguments[0]) if event in EVENTS and isinstance(arguments[0], (str, Path)) else ""
+        if path.startswith(str(root)) and of in path:
             if done == before:
                 os.kill(os.getpid(), signal.SIGKILL)
             done += 1

@@ -170,7 +170,7 @@ def test_a_port_in_use(tmp_path, served):
 
 
 def test_answers_that_are_all_the_same_cannot_be_compared(tmp_path, served, monkeypatch):
-    author = room.Author("m", lambda: None, "current", {}, ["a", "b"], {"config": "m"})
+    author = room.Author("m", lambda: None, "current", {}, lambda *_: ["a", "b"], {"config": "m"})
     monkeypatch.setattr(room, "_author", lambda name, trust: author)
     monkeypatch.setattr(room, "_outputs", lambda *_: ((row, place, "same") for row in range(2) for place in range(2)))
     with pytest.raises(UserError, match="temperature above 0"):
@@ -178,6 +178,22 @@ def test_answers_that_are_all_the_same_cannot_be_compared(tmp_path, served, monk
     monkeypatch.setattr(room, "_outputs", lambda *_: ((row, place, f"{row * place}") for row in range(2) for place in range(2)))
     counts, said = label(tmp_path / "b.jsonl", models=["m"])
     assert counts["items"] == 1 and any(line.startswith("1 prompts are left out") for line in said)
+
+
+def test_pairs_for_training_are_not_of_the_prompts_that_judge_it(tmp_path):
+    written(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "chosen": "another"}])
+    for name in ("asked", "held"):
+        written(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {number}"} for number in range(2)])
+    prompts = {name: {"use": "prompts", "path": str(tmp_path / f"{name}.jsonl")} for name in ("asked", "held")}
+    records = {"use": "texts", "path": str(tmp_path / "pairs.jsonl")}
+
+    def own(config, held_out, limit=None):
+        return sorted(map(str, room._own_prompts(config, held_out, limit)))
+
+    offline, online = {"records": records, "evaluation": {"prompts": prompts["held"]}}, {"prompts": prompts["asked"], "records": records}
+    assert own(offline, False) == ["q0", "q1", "q2"] and own(offline, True) == ["held 0", "held 1"] and len(own(offline, False, 2)) == 2
+    assert own(online, False) == own(online, True) == ["asked 0", "asked 1"]
+    assert own({"evaluation": offline["evaluation"]}, False) == ["held 0", "held 1"] and own({}, True) == []
 
 
 def serve(folder, *words):
@@ -197,8 +213,8 @@ def test_a_killed_server_loses_no_label_and_a_second_one_is_refused(tmp_path):
     process, address = serve(tmp_path, "--pairs", "pairs.jsonl")
     headers = {"X-Mmalign": "1"}
     word = {"annotator": "ann", "ranking": [[0], [1]]}
-    first = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False).json()["item"]
-    told = httpx2.post(f"{address}judgements", json={**word, "item": first["id"]}, headers=headers, trust_env=False).json()
+    first = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False, timeout=300).json()["item"]
+    told = httpx2.post(f"{address}judgements", json={**word, "item": first["id"]}, headers=headers, trust_env=False, timeout=300).json()
     assert told["judged"] == 1
     with pytest.raises(AssertionError, match="another process shows a page for this file"):
         serve(tmp_path)
@@ -206,7 +222,7 @@ def test_a_killed_server_loses_no_label_and_a_second_one_is_refused(tmp_path):
     process.wait()
     assert [row["chosen"] for row in lines(tmp_path / "labels.jsonl")] == [first["outputs"][0]]
     process, address = serve(tmp_path)
-    told = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False).json()
+    told = httpx2.get(f"{address}next", params={"annotator": "ann"}, headers=headers, trust_env=False, timeout=300).json()
     assert told["judged"] == 1 and told["item"]["id"] != first["id"]
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()

@@ -41,6 +41,14 @@ def test_what_fits_or_cannot_be_known_is_let_through(words):
     assert config.check(config.load("digits/mix_grpo", words)) == []
 
 
+def test_a_method_that_only_watches_rewards_takes_any():
+    """Distribution matching asks for no gradient of a reward that weighs nothing."""
+    jpeg = "rewards.size={use: jpeg}"
+    assert config.check(config.load("digits/dmd2", [jpeg])) == []
+    (error,) = config.check(config.load("digits/dmd2", [jpeg, "method.reward=1.0"]))
+    assert error.startswith("rewards.size: jpeg has no gradient")
+
+
 def test_a_module_says_of_its_rewards_what_they_say():
     """The constant that `check` reads is the fact of what is built."""
     rewards = importlib.import_module("mmalign").rewards

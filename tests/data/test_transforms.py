@@ -60,6 +60,25 @@ def test_dpo_on_conditioned_pairs_is_dpo_on_the_doubled_data() -> None:
     assert abs(float(sum(losses)) - total) < 1e-5  # 16 sums in float32
 
 
+def test_verdicts_are_asked_in_both_orders_and_ties_give_none() -> None:
+    pairs = [
+        Pair("q", "a", "b", strength=0.2, id="0"),
+        Pair("q", "c", "d", strength=0.5, id="1"),
+        Pair([{"role": "user", "content": "r"}], "e", "f"),
+    ]
+    first, second, third, fourth = taken(mm.data.verdicts(pairs, words=" {first}|{second}", say=("A", "B")), 4)
+    decided = {str(one.prompt): (one.output, one.label) for one in (first, second, third, fourth)}
+    assert decided["q b|a"] == ("A", 0.8) and decided["q a|b"] == ("B", 0.8)  # b is the better one
+    assert decided["[{'role': 'user', 'content': 'r e|f'}]"] == ("A", 1.0) and len(decided) == 4
+    alone = taken(mm.data.verdicts(pairs[:1], words=" {answer}?", say=("yes", "no")), 2)
+    assert [(one.prompt, one.output) for one in alone] == [("q b?", "yes"), ("q a?", "no")]
+    for words, say, says in (("?", ("A", "B"), "records.words: got"), (" {answer}", ("A", "A"), "records.say: got .* takes two")):
+        with pytest.raises(UserError, match=says):
+            mm.data.verdicts(pairs, words=words, say=say)
+    with pytest.raises(UserError, match="got a Thumb, takes pairs"):
+        taken(mm.data.verdicts([Thumb("q", "a", 1.0)]), 1)
+
+
 @pytest.mark.parametrize(
     "records",
     [
@@ -67,10 +86,11 @@ def test_dpo_on_conditioned_pairs_is_dpo_on_the_doubled_data() -> None:
         mm.data.chosen(SCORED, least=3.0),
         mm.data.mixture({"a": SCORED, "b": [Pair("x", "y", "z", id="b")]}, weights={"a": 1, "b": 2}),
         mm.data.rewritten(SCORED),
+        mm.data.verdicts([*SCORED, SCORED[0]._replace(strength=0.5, id="tie")]),
         mm.data.prioritised(SCORED),
         mm.data.prioritised(RANKED, look=1),
     ],
-    ids=["conditioned", "chosen", "mixture", "rewritten", "prioritised", "several of a record"],
+    ids=["conditioned", "chosen", "mixture", "rewritten", "verdicts", "prioritised", "several of a record"],
 )
 def test_a_run_goes_on_behind_any_record(records: Any) -> None:
     whole = taken(records, 40)

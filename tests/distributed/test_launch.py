@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmalign.distributed.forked import LAUNCHED, free_port
-from mmalign.distributed.launch import launch
+from mmalign.distributed.forked import LAUNCHED
+from mmalign.distributed.launch import HANDED_ON, held_port, launch
+from mmalign.distributed.team import joined
 from mmalign.types import UserError
 from tests.distributed.test_commands import command, ended
 from tests.distributed.test_every_method import log
@@ -92,14 +96,45 @@ def test_a_failure_in_one_of_them_is_one_line(folder: Path) -> None:
     assert not (folder / "many" / "run").exists()
 
 
-def test_what_the_launcher_ends_with_is_what_a_process_ended_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in HANDED_ON}
     try:
-        assert launch(["--version"], 2) == 0  # of processes that import no torch
-        assert launch(["no-such-command"], 2) == 2
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_the_port_by_which_they_find_each_other_is_given_to_nobody_else(tmp_path: Path) -> None:
+    def act(rank: int) -> None:
+        with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+            other.bind(("", int(os.environ["MASTER_PORT"])))
+        assert joined().tell(rank) == [0, 1]
+
+    assert together(2, act, tmp_path) == [(0, ""), (0, "")]
+
+
+def test_a_signal_that_comes_while_processes_are_started_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who started them would be gone, and they would go on."""
+    from torch.distributed.elastic import multiprocessing
+
+    start = multiprocessing.start_processes
+
+    def signalled(*given: Any, **more: Any) -> Any:
+        started = start(*given, **{**more, "args": dict.fromkeys(more["args"], ("-c", "import time; time.sleep(600)"))})
+        signal.raise_signal(signal.SIGTERM)
+        return started
+
+    monkeypatch.setattr(multiprocessing, "start_processes", signalled)
+    with handlers_kept():
+        assert launch(["train"], 2) == 128 + signal.SIGTERM
+
+
+def test_what_the_launcher_ends_with_is_what_a_process_ended_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    with handlers_kept():
+        assert launch(["--version"], 2) == 0  # of processes that import no torch
+        assert launch(["no-such-command"], 2) == 2
     with pytest.raises(UserError, match="--processes: got 0, takes 1 or more"):
         launch(["train", "x"], 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -121,7 +156,6 @@ def test_two_agents_of_torchrun_are_one_run(folder: Path, mmalign: Any) -> None:
 
     def agents(*words: str) -> list[tuple[int, str]]:
         """``torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m mmalign WORDS``, twice."""
-        port = free_port()
 
         def agent(node: int) -> None:
             for name in LAUNCHED:
@@ -130,7 +164,8 @@ def test_two_agents_of_torchrun_are_one_run(folder: Path, mmalign: Any) -> None:
             config = LaunchConfig(2, 2, 2, max_restarts=0, monitor_interval=0.05, start_method="fork", **where)  # type: ignore[arg-type]
             elastic_launch(config, of_an_agent)(words)
 
-        return together(2, agent, folder / "agents")
+        with held_port() as port:
+            return together(2, agent, folder / "agents")
 
     assert mmalign("train", "one.yaml").code == 0
     assert agents("train", "many.yaml") == [(0, ""), (0, "")], [path.read_text() for path in folder.glob("err_*.txt")]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo  # here, so that no forked process has to import it again
+import torch._dynamo  # noqa: F401 (here, so that no forked process has to import it again)
 from torch.distributed import device_mesh
 
 from mmalign.distributed.meshes import mesh_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,16 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
 
 
 def test_a_port_that_somebody_else_holds_and_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(rank: int) -> None:
+        os.environ.update({"MMALIGN_TIMEOUT": "600"} if rank == 0 else {})  # it is told at once
+        joined()
+
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        monkeypatch.setattr(forked, "free_port", lambda: port)
-        (code, bound), (other, waited) = together(2, lambda rank: joined(), tmp_path, timeout=1.0)
+        monkeypatch.setattr(forked, "held_port", lambda: nullcontext(port))
+        (code, bound), (other, waited) = together(2, join, tmp_path, timeout=1.0)
     assert code == other == 2
     assert bound.startswith("processes: could not be joined (") and "address already in use" in bound
     assert f"no answer from 127.0.0.1:{port} in 1 seconds" in waited and "takes a launcher such as torchrun" in waited

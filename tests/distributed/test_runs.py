@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch
 
 import mmalign as mm
 from mmalign.data.pairs import Listed
-from mmalign.distributed.team import PeerError, joined
+from mmalign.distributed.team import PeerError, Processes, joined
 from mmalign.policies.settings import Schedule
 from mmalign.records import Pair, RefusedRow, Unread, read
 from mmalign.types import UserError
 from tests.distributed.test_every_method import differences, log, losses_apart
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
-from tests.helpers.processes import together
+from tests.helpers.processes import impatient, marked_end, together, until_ended
 from tests.helpers.small_run import LINEAR, online, policy
 from tests.recipes.test_offline import offline
 from tests.recipes.test_offline import policy as of_digits
@@ -131,13 +132,15 @@ def test_a_process_that_dies_is_noticed(tmp_path: Path) -> None:
 
 def test_a_process_that_stalls_is_not_waited_for_without_end(tmp_path: Path) -> None:
     def train(rank: int) -> None:
+        team = joined()
         if rank == 1:
-            joined()
-            time.sleep(8)  # longer than the others wait
+            until_ended(tmp_path, 0)
             return
-        online(tmp_path, **settings())
+        with marked_end(tmp_path, rank):
+            impatient(team, 1.0)
+            online(tmp_path, **settings())
 
-    (code, words), _ = together(2, train, tmp_path / "processes", timeout=3.0)
+    (code, words), _ = together(2, train, tmp_path / "processes")
     assert code == 2 and "process 0 of 2 hears nothing of process 1 any more" in words
 
 
@@ -145,19 +148,33 @@ def test_a_process_that_stalls_is_not_waited_for_without_end(tmp_path: Path) -> 
 @pytest.mark.parametrize("which", [0, 1])
 def test_of_several_the_one_that_does_not_come_is_named(how: str, which: int, tmp_path: Path) -> None:
     def train(rank: int) -> None:
+        first, second = {0, 1, 2} - {which}
         team = joined()
+        assert isinstance(team, Processes)
         assert team.tell(rank) == [0, 1, 2]
-        if rank == which and how == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
         if rank == which:
-            time.sleep(4)
+            until_there(team, first, second)
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            until_ended(tmp_path, first, second)
             return
-        team.tell("next")
+        with marked_end(tmp_path, rank):
+            team._board.set(f"mmalign/{rank}", str(team._messages + 1))
+            with suppress(RuntimeError):  # where they say it is gone with process 0
+                until_there(team, first, second)  # else one that is slow has not come, too
+            impatient(team, 1.0)
+            team.tell("next")
 
-    ended = together(3, train, tmp_path / "processes", timeout=2.0)
-    words = [text for rank, (_, text) in enumerate(ended) if rank != which]
-    assert f" of 3 hears nothing of process {which} any more" in words[0], ended  # the main process's, whose line it is, where it is there
-    assert any(f" of 3 hears nothing of process {name} any more" in words[1] for name in {which, 0}), ended  # which may have left meanwhile
+    said = together(3, train, tmp_path / "processes")
+    words = [text for rank, (_, text) in enumerate(said) if rank != which]
+    assert f" of 3 hears nothing of process {which} any more" in words[0], said  # the main process's, whose line it is, where it is there
+    assert any(f" of 3 hears nothing of process {name} any more" in words[1] for name in {which, 0}), said  # which may have left meanwhile
+
+
+def until_there(team: Processes, *others: int) -> None:
+    """Returns once these have said that they have come to the next message."""
+    while any(int(team._board.get(f"mmalign/{other}")) <= team._messages for other in others):
+        time.sleep(0.01)
 
 
 def test_a_signal_to_one_of_them_ends_all_after_the_same_step(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 
 def likely(**probabilities: float) -> dict[str, Any]:
@@ -23,6 +26,21 @@ def written(text: str, finish: str = "stop") -> dict[str, Any]:
     """A choice of a whole text, every character a token that is certain."""
     content = [{"token": letter, "logprob": 0.0, "top_logprobs": []} for letter in text]
     return {"message": {"content": text}, "finish_reason": finish, "logprobs": {"content": content}}
+
+
+@contextmanager
+def hurried(seconds: Callable[[], float | None]) -> Iterator[None]:
+    """Requests wait for as long as this says when they begin; None: as long as their client says."""
+    import httpx2
+
+    stream = httpx2.Client.stream
+
+    def sooner(client: Any, *given: Any, **more: Any) -> Any:
+        return stream(client, *given, **more, **({} if (limit := seconds()) is None else {"timeout": limit}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx2.Client, "stream", sooner)
+        yield
 
 
 class FakeServer:

@@ -21,7 +21,7 @@ class RewardServer:
         self.change: Callable[[int, bytes], Any] = lambda number, answer: answer
         self.questions = 0
         self.server = uvicorn.Server(
-            uvicorn.Config(self._asked, port=0, log_level="critical", interface="asgi3", lifespan="on", timeout_graceful_shutdown=2)
+            uvicorn.Config(self._asked, port=0, log_level="critical", interface="asgi3", lifespan="on", timeout_graceful_shutdown=300)
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -53,4 +53,4 @@ class RewardServer:
     def kill(self) -> None:
         """Stops listening; what is on its way gets no answer."""
         self.server.should_exit = self.server.force_exit = True
-        self.thread.join(10)
+        self.thread.join(300)

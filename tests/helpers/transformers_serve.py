@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import torch
+
+from mmalign.distributed.launch import held_port
 
 WORDS = ["<unk>", "<eos>", "1", "5", "A", "B", "good", "bad", "Say"]
 FILLER, ANSWERED, GOOD, PAIR = range(4)  # what the first four of eight numbers of a hidden state mean
@@ -55,9 +57,8 @@ class TransformersServe:
 
     def __init__(self, folder: Path):
         self.model, self.log = str(folder), folder / "server.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.held = ExitStack()
+        port = self.held.enter_context(held_port())
         command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", self.model]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -76,4 +77,5 @@ class TransformersServe:
     def stop(self) -> None:
         """Ends it, and waits."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(300)
+        self.held.close()

@@ -25,7 +25,13 @@ FUNCTIONS = [named for kind in KINDS if kind != "configs" for named in everythin
 
 def test_every_kind_has_names_and_every_room_is_of_a_kind() -> None:
     assert all(everything(kind) for kind in KINDS)
-    assert {named.name for named in everything("oracles")} == {"judge_pairs", "judge_edit_pairs", "served_pairs", "trained_pairs"}
+    assert {named.name for named in everything("oracles")} == {
+        "judge_pairs",
+        "judge_edit_pairs",
+        "own_verdicts",
+        "served_pairs",
+        "trained_pairs",
+    }
     assert {"jpeg", "digits_proxy", "judge"} <= {named.name for named in everything("rewards")}
     assert not {"judge_pairs", "digit_prompts", "worst", "digits_spread"} & {named.name for named in everything("rewards")}
     assert {"worst", "fairest"} <= {named.name for named in everything("combinations")}

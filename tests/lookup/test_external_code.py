@@ -242,3 +242,20 @@ def test_build_is_trust(write_module: Callable[[str, str], Path]) -> None:
     assert build({"use": "loud_four.whole", "size": 3}) == 3
     with pytest.raises(UserError, match="size: got 'x', takes int"):
         build({"use": "loud_four.whole", "size": "x"})
+
+
+@pytest.mark.parametrize("filled", ["", "from os.path import *", "def __getattr__(name):\n    return max", "globals().update(scor=max)"])
+def test_a_name_that_a_module_does_not_bind_is_a_mistake(filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found without running it; a module that fills itself may have any name."""
+    code = f"import scorers_of_mine.compiled as other\n{filled}\nscore = made = max\nraise SystemExit\n"
+    (tmp_path / "own_scores.py").write_text(code)
+    (tmp_path / "package_of_scores").mkdir()
+    (tmp_path / "package_of_scores" / "__init__.py").write_text("")
+    (tmp_path / "package_of_scores" / "built.so").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = lambda path: [line for line in check(PLACES["a reward"]({"use": path})) if line.startswith("rewards.")]  # noqa: E731
+    wrong = ["rewards.mine.use: own_scores.scor: own_scores.py has no 'scor'; nearest: score"]
+    for name, mistakes in {"score": [], "made": [], "other": [], "scor": [] if filled else wrong}.items():
+        assert named(f"own_scores.{name}") == mistakes
+    assert named("package_of_scores.built.score") == []
+    assert named("package_of_scores.none.score") == ["rewards.mine.use: package_of_scores.none.score: __init__.py has no 'none'"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.types import Need
 from tests.oracles.gradients import _gap, _known_rows, _paid, _whiten
 from tests.oracles.policy_gradient import _cells, _known, _ppo, _rows, _zero
 from tests.oracles.tables import Table
@@ -82,25 +83,46 @@ def ppo(
     return _loss(table, _priced(table, beta), gamma=gamma, lam=lam, value=value, value_clip=value_clip, **rest)
 
 
-def archer(
-    table: Table, *, clip: float = 0.2, gamma: float = 0.95, lam: float = 0.0, value: float = 1.0, beta: float = 0.0, whiten: bool = True
-) -> Tensor:
-    ahead: Cells = {}
-    asked: dict[tuple[int, int], tuple[float, float]] = {}
-    earned = _priced(table, beta)
+def _turns(table: Table, row: int) -> list[list[int]]:
+    """Its live cells, those that stand side by side as one turn."""
+    turns: list[list[int]] = []
+    for step in _cells(table, row):
+        if turns and turns[-1][-1] == step - 1:
+            turns[-1].append(step)
+        else:
+            turns.append([step])
+    return turns
+
+
+def turns_wanted(table: Table, *, gamma: float) -> dict[tuple[str, int, int], float]:
+    """What each of the two Q is to say at a turn's last cell: what was earned, and what V's copy says before the next turn."""
+    wanted: dict[tuple[str, int, int], float] = {}
     for row in _known_rows(table):
-        turns: list[list[int]] = []
-        for step in _cells(table, row):
-            if turns and turns[-1][-1] == step - 1:
-                turns[-1].append(step)
-            else:
-                turns.append([step])
-        own = dict(zip(_cells(table, row), earned(row), strict=True))
-        judged = [float(table.judged[row, run[0]]) for run in turns]
-        advantages = _gae([sum(own[step] for step in run) for run in turns], judged, gamma, lam)
-        for run, before, advantage in zip(turns, judged, advantages, strict=True):
-            asked[row, run[0]] = (before + advantage, before)
-            ahead |= {(row, step): advantage for step in run}
+        turns = _turns(table, row)
+        for place, run in enumerate(turns):
+            for k in "12":
+                if place + 1 < len(turns):
+                    wanted[f"q{k}", row, run[-1]] = gamma * float(table.said[Need(f"v{k}", "target")][row, turns[place + 1][0]])
+                else:
+                    wanted[f"q{k}", row, run[-1]] = float(table.rewards[row])
+    return wanted
+
+
+def archer(
+    table: Table, *, clip: float = 0.2, gamma: float = 0.95, tau: float = 0.1, earned: float = 0.0, value: float = 1.0,
+    whiten: bool = False, critic_first: int = 0, replay: int = 128, capacity: int = 4096,
+) -> Tensor:  # fmt: skip
+    """Of the rollout at hand; of rows that are replayed see tests/recipes/test_replayed.py."""
+    ahead: Cells = {}
+    wanted = turns_wanted(table, gamma=gamma)
+    for row in _known_rows(table):
+        turns = _turns(table, row)
+        for place, run in enumerate(turns):
+            said = {k: float(table.said[Need(k)][row, run[-1] if k[0] == "q" else run[0]]) for k in ("q1", "q2", "v1", "v2")}
+            in_the_end = float(table.rewards[row]) * gamma ** (len(turns) - 1 - place)
+            worth = (1 - earned) * min(said["q1"], said["q2"]) + earned * in_the_end
+            ahead |= {(row, step): worth - min(said["v1"], said["v2"]) for step in run}
+            wanted |= {(f"v{k}", row, run[0]): float(table.said[Need(f"q{k}", "target")][row, run[-1]]) for k in "12"}
     if whiten:
         ahead = _whiten(table, ahead, 1e-8)
     total, count = _zero(table), 0
@@ -108,9 +130,9 @@ def archer(
         for step in _cells(table, row):
             count += 1
             if (row, step) in ahead:
-                total = total + _ppo(_gap(table, row, step), ahead[row, step], clip, clip)
-            if (row, step) in asked:
-                total = total + value * (table.value[row, step] - asked[row, step][0]) ** 2 / 2
+                total = total + _ppo(_gap(table, row, step), 0.0 if critic_first else ahead[row, step], clip, clip)
+    for (name, row, step), target in wanted.items():
+        total = total + value * (getattr(table, name)[row, step] - target) ** 2 / 2
     return total / count
 
 
@@ -229,7 +251,8 @@ def dead_end_value(table: Table, *, bad_below: float = 0.5, then: str = "best") 
 ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
     "archer": [
         ({}, archer),
-        ({"clip": 0.3, "gamma": 0.8, "lam": 0.6, "value": 0.4, "beta": 0.1, "whiten": False}, archer),
+        ({"clip": 0.3, "gamma": 0.8, "tau": 0.5, "value": 0.4, "whiten": True, "earned": 0.3, "replay": 0, "capacity": 9}, archer),
+        ({"critic_first": 2, "gamma": 0.6}, archer),
     ],
     "ppo": [
         ({}, ppo),

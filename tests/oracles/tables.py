@@ -26,14 +26,19 @@ from mmalign.needs import (
     NOISE,
     OLD,
     PHRASE,
+    Q1,
+    Q2,
     REWARDS,
     SEGMENT,
     SLOPE,
     STD,
+    V1,
+    V2,
     VALUE,
     absolute,
     contrast,
     kls,
+    of_set,
     refs,
     reverse_kls,
 )
@@ -65,11 +70,27 @@ EVERYTHING = frozenset(
     }
 )
 CONTRASTS = ("ablated", "good", "bad", "mismatched", "blended", "true")
-TERMS = ("entropy", "collision", "value", "reward_mask", "kl_mask", "activation", "degree", "dead_end", "drift", "adjoint")
+TERMS = (
+    "entropy",
+    "collision",
+    "value",
+    "q1",
+    "q2",
+    "v1",
+    "v2",
+    "reward_mask",
+    "kl_mask",
+    "activation",
+    "degree",
+    "dead_end",
+    "drift",
+    "adjoint",
+)
 EVERYTHING |= {SEGMENT, *map(Need, TERMS), *map(contrast, CONTRASTS), kls("previous")}
 ABSOLUTE = frozenset(absolute("previous", share) for share in (1.0, -1.0, 0.3, -0.3, 0.0))
 EVERYTHING |= ABSOLUTE
-READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION, STD, SLOPE, ADJOINT_SIZE})
+CRITICS = frozenset(of_set(need, name) for need in (Q1, Q2, V1, V2) for name in ("", "target"))
+READABLE = frozenset({MASK, OLD, refs("ref"), refs("previous"), VALUE, SEGMENT, REWARDS, COLLISION, STD, SLOPE, ADJOINT_SIZE}) | CRITICS
 PARTS = ("first", "second", "hardness")
 DRAWN = {"ref": [1, 2, 5, 6, 8, 10], "mixture": [2, 4, 7, 9, 11], "half": [1, 6, 7, 8], "greedy": [4, 6, 11]}
 """Rows that a sampler drew: of the empty row, of pairs torn apart and of whole ones."""
@@ -117,6 +138,11 @@ class Table:
     kl_mask: Tensor
     activation: Tensor
     judged: Tensor
+    q1: Tensor
+    q2: Tensor
+    v1: Tensor
+    v2: Tensor
+    said: dict[Need, Tensor]
     degree: Tensor
     dead_end: Tensor
     dead_end_best: Tensor
@@ -173,7 +199,7 @@ class Table:
         tables = {
             MASK: self.mask, OLD: self.old, refs("ref"): self.ref, refs("previous"): self.previous, VALUE: self.judged,
             SEGMENT: self.segment, REWARDS: self.dense, COLLISION: self.collision.detach(), STD: self.std, SLOPE: self.slope,
-            ADJOINT_SIZE: self.adjoint_size,
+            ADJOINT_SIZE: self.adjoint_size, **self.said,
         }  # fmt: skip
         return Feedback(
             self.rewards, self.group, parts=self.parts, labels=self.labels, pairs=self.pairs, strength=self.strength,
@@ -245,6 +271,13 @@ def table(kind: Kind, seed: int = 0, leaf: Tensor | None = None) -> Table:
     common["degree"] = -leaf[..., 3].exp()
     common |= {"dead_end": -leaf[..., 4].sigmoid(), "dead_end_best": -leaf.sigmoid().amin(-1)}
     common["adjoint"] = (common.pop("vectors") * (leaf - sampled)).sum(-1)
+    critics = {"q1": leaf[..., 5] / 2, "q2": leaf[..., 1] / 3, "v1": leaf[..., 2] / 2, "v2": leaf[..., 4] / 3}
+    shares = {"": 1.0, "target": 0.6}  # of what two critics said when the rows were sampled, and of what their copies did
+    common |= critics
+    common["said"] = {
+        Need(kind, name): share * value.detach() + common["dense"].roll(len(kind + name), 0) / 4
+        for kind, value in critics.items() for name, share in shares.items()
+    }  # fmt: skip
     common["judged"] = common["value"].detach() + common["dense"] / 4  # what the critic said when the rows were sampled
 
     def contrasts(row: Callable[[Tensor], Tensor]) -> Contrasts:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign.policies.pipelines.replay import decoded, transition_at_once
 from mmalign.policies.twins import pipelines as twins
-from mmalign.samplers import kernels, windows
+from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import RewardGradient, last
-from mmalign.types import UserError
+from mmalign.samplers.score_differences import Noising
+from mmalign.types import Level, UserError
 
 STEPS = 3
 
@@ -42,6 +44,7 @@ def test_two_chunks_are_one_rollout(policy):
     assert torch.equal(moved.log_probs[0, :2], whole.log_probs[0, :2]) and not torch.equal(moved.log_probs[0, 2:], whole.log_probs[0, 2:])
 
 
+@pytest.mark.parametrize("policy", ["vanilla"], indirect=True)
 def test_policy_gradients_train_it(policy, tmp_path):
     run = mm.online(
         policy, prompts=["a fox", "a hare"], rewards={"bright": lambda outputs, prompts: outputs.flatten(1).mean(1)},
@@ -51,14 +54,139 @@ def test_policy_gradients_train_it(policy, tmp_path):
     assert run.summary["preflight_difference"] == 0.0 and run.summary["steps"] == 1
 
 
+def shifted(policy, name: str) -> None:
+    """A set of parameters that is another than what is trained now."""
+    policy.sets.keep(name)
+    rng = torch.Generator().manual_seed(len(name))
+    for value in policy.sets.sets[name].values():
+        value += 0.1 * torch.randn(value.shape, generator=rng)
+
+
+def spoken(policy, ask):
+    """What the transformer was handed in each call while something was asked."""
+    calls, note = [], lambda module, args, kwargs: calls.append(dict(kwargs))
+    hook = policy.denoiser.register_forward_pre_hook(note, with_kwargs=True)
+    made = ask()
+    hook.remove()
+    return made, calls
+
+
+def clean_of(policy, call: dict, **other):
+    """The clean estimate ``x - sigma v`` of a call of the transformer itself."""
+    call = {**call, **other}
+    sigma = call["timestep"].float() / 1000.0
+    return call["hidden_states"] - sigma.view(-1, 1, 1, 1, 1) * policy.denoiser(**call)[0].float()
+
+
+def at_level(policy, clean, seed: int, number: int):
+    """A clean estimate noised as differences of scores do, and what the transformer takes for it. number: of its first step."""
+    uniform, noise = score_differences.draws(torch.tensor([seed + number]), clean)
+    schedule, any_step = policy.errors.schedule, Level(torch.tensor(0.5), torch.tensor(0.5))
+    place = int(score_differences.places(uniform, schedule.levels, Noising(), any_step, any_step)[0])
+    sigma = schedule.levels.noise[place]
+    x = (1 - sigma) * clean + sigma * noise
+    return float(sigma), {"hidden_states": x, "timestep": schedule.timesteps[place : place + 1], "guidance": torch.tensor([1000.0])}
+
+
+def test_distribution_matching_reaches_every_chunk_as_backpropagation_by_hand(policy):
+    """Each chunk's clean estimate, noised, is asked of teacher and fake past the chunks that it goes on from, and its pull goes back
+    through one step of the student: against calls of the transformer itself with what the pipeline handed it as the video was made."""
+    for name in ("teacher", "fake"):
+        shifted(policy, name)
+    rollout, calls = spoken(policy, lambda: policy.sample(["a fox"], 2, torch.Generator().manual_seed(0)))
+    assert len(calls) == 4 * STEPS  # two rows of two chunks
+    how = mm.methods.dmd2(teacher="teacher", weight="kl").reward_gradient
+    seeds = torch.tensor([[5], [11]])
+    carried = policy.adjoints(rollout, how, None, torch.Generator().manual_seed(4), rows_at_once=1, seeds=seeds)
+    columns = [one.column for one in carried.held.adjoints]
+    assert [column // STEPS for column in columns] == [0, 1]
+    for parameter in policy.parameters().values():
+        parameter.grad = None
+    policy.steps(carried, torch.arange(2), needs=frozenset({mm.needs.ADJOINT})).terms["adjoint"].sum().backward()
+    own = {name: parameter.grad.clone() for name, parameter in policy.parameters().items()}
+    wanted = torch.zeros(())
+    for row in range(2):
+        for number, column in enumerate(columns):
+            clean = clean_of(policy, calls[2 * STEPS * row + column])
+            with torch.no_grad():
+                sigma, noised = at_level(policy, clean, int(seeds[row, 0]), number * STEPS)
+                answers = []
+                for name in ("teacher", "fake"):
+                    with policy.using(name):
+                        answers.append(clean_of(policy, calls[2 * STEPS * row + column], **noised))
+                pull = ((1 - sigma) / sigma) ** 2 * (answers[0] - answers[1])
+            torch.testing.assert_close(carried.held.adjoints[number].vector[row], pull[0], rtol=1e-3, atol=1e-4 * float(pull.abs().max()))
+            wanted = wanted + (pull * clean).sum()
+    for name, gradient in zip(own, torch.autograd.grad(wanted, list(policy.parameters().values())), strict=True):
+        torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-9)
+
+
+def test_a_fake_learns_a_chunk_past_those_before_it(policy):
+    rollout, calls = spoken(policy, lambda: policy.sample(["a fox"], 2, torch.Generator().manual_seed(0)))
+    column, seeds = STEPS + 1, torch.tensor([5, 11])
+    view, rows = policy.noised(rollout, column, Noising(), seeds, rows_at_once=1)
+    bound = view.steps(rows.take(torch.tensor([1])), torch.arange(1)).log_probs
+    call = calls[2 * STEPS + column]
+    with torch.no_grad():
+        clean = clean_of(policy, call)
+        sigma, noised = at_level(policy, clean, 11, 0)
+        target = (noised["hidden_states"] - clean) / sigma
+        wanted = -0.5 * (policy.denoiser(**{**call, **noised})[0] - target).double().square().sum()
+    torch.testing.assert_close(bound.squeeze().detach(), wanted, rtol=1e-4, atol=0)
+    with pytest.raises(UserError, match=r"method\.gan: .* in 2 chunks"):
+        policy.noised(rollout, column, Noising(), seeds, rows_at_once=1, given=(["a"] * 2, torch.zeros(2, 5, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("policy", ["vanilla"], indirect=True)
+def test_a_streaming_student_is_trained(policy, tmp_path):
+    """EchoTorrent's pull of what is made last, and a reward, move it; the fake learns beside it."""
+    before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    run = mm.online(
+        policy, prompts=["a fox"], rewards={"bright": lambda outputs, prompts: outputs.flatten(1).mean(1)},
+        method=mm.methods.echotorrent(tail=0.5, updates=1, reward=1.0), steps=1, batch={"prompts": 1, "group": 1},
+        evaluation={"every": 1, "samples": 1}, run={"folder": str(tmp_path), "name": "stream", "trackers": ()},
+    )  # fmt: skip
+    moved = [name for name, parameter in policy.parameters().items() if not torch.equal(parameter, before[name])]
+    assert run.summary["steps"] == 1 and moved and "fake" in policy.sets.tables()
+
+
+def test_chunks_before_the_tail_are_not_pulled(policy):
+    shifted(policy, "fake")
+    rollout = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0))
+    ask = lambda how: policy.adjoints(rollout, how, None, torch.Generator(), rows_at_once=1, seeds=torch.tensor([[7]])).held.adjoints  # noqa: E731
+    whole, tail = (ask(mm.methods.echotorrent(tail=tail).reward_gradient.at(0)) for tail in (None, 0.5))
+    assert float(tail[0].vector.abs().max()) == 0 < float(whole[0].vector.abs().max())
+    assert torch.equal(tail[1].vector, 2 * whole[1].vector)
+
+
+def test_a_reward_reaches_every_chunk_with_the_others_as_they_were_made(policy):
+    """The derivative by each chunk's last latent, against a difference of two decoded videos."""
+    rollout, rng = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    ask = lambda how: policy.adjoints(rollout, how, lambda outputs, rows: outputs.flatten(1).sum(1), rng, rows_at_once=1)  # noqa: E731
+    made = ask(RewardGradient(last(1), lambda rewards: rewards)).held.adjoints
+    assert [one.column for one in made] == [STEPS - 1, 2 * STEPS - 1]
+    for one in made:
+        way, here = 1e-2 * torch.randn(one.point.shape, generator=rng), rollout.held.x_next[one.column]
+        with torch.no_grad():
+            above, below = (decoded(policy, rollout, torch.arange(1), here + sign * way, one.column).double().sum() for sign in (1, -1))
+        assert float((above - below) / 2) == pytest.approx(float((one.vector * way).sum()), rel=0.05)
+    before = ask(RewardGradient(last(2), lambda rewards: rewards)).held.adjoints[::2]  # through the last step of each chunk
+    assert [one.column for one in before] == [STEPS - 2, 2 * STEPS - 2]
+    for one in before:
+        way, here, after = 1e-2 * torch.randn(one.point.shape, generator=rng), rollout.held.x_next[one.column], one.column + 1
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                became = transition_at_once(policy, rollout, torch.arange(1), after, here + sign * way).mean
+                ends.append(float(decoded(policy, rollout, torch.arange(1), became, after).double().sum()))
+        assert (ends[0] - ends[1]) / 2 == pytest.approx(float((one.vector * way).sum()), rel=0.05)
+    with pytest.raises(UserError, match=f"takes up to the {STEPS} steps"):
+        ask(RewardGradient(last(STEPS + 1), lambda rewards: rewards))
+
+
 def test_what_has_to_see_chunks_behind_each_other_is_one_line(policy):
     rollout, rng = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0)), torch.Generator()
-    ask = lambda how: policy.adjoints(rollout, how, lambda outputs, rows: outputs.flatten(1).sum(1), rng, rows_at_once=1)  # noqa: E731
     with pytest.raises(UserError, match="takes policy gradients"):
-        ask(mm.methods.dmd2().reward_gradient)
-    with pytest.raises(UserError, match=f"takes its steps, the last {STEPS}"):
-        ask(RewardGradient(last(STEPS + 1), lambda rewards: rewards))
-    made = ask(RewardGradient(last(1), lambda rewards: rewards)).held.adjoints
-    assert [one.column for one in made] == [2 * STEPS - 1] and float(made[0].vector.abs().max()) > 0
+        policy.adjoints(rollout, mm.methods.adjoint_matching().reward_gradient, lambda outputs, rows: outputs.sum(), rng, rows_at_once=1)
     with pytest.raises(UserError, match="each of its own latents"):
         policy.latents(rollout)

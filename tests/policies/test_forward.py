@@ -8,11 +8,12 @@ import torch
 import mmalign as mm
 from mmalign.needs import NOISE, contrast, kls
 from mmalign.policies.forward import latents
+from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.training.units import refuse_mismatch
-from mmalign.types import Need, UserError
+from mmalign.types import Level, Need, UserError
 
 FAMILIES = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline", "SanaPipeline",
@@ -365,3 +366,32 @@ def test_an_edited_prompt_is_the_one_that_does_not_fit():
     other = replace(table, prompts=["a 7"] * 4)
     torch.testing.assert_close(steps.contrasts["mismatched"].log_probs, policy.steps(other, torch.arange(4)).log_probs)
     assert bool(((steps.contrasts["mismatched"].log_probs - steps.log_probs).abs() > 1e-4).all())
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-7)])
+def test_a_first_frame_that_is_given_is_no_part_of_the_latent(dtype, rounding):
+    """LTX's scheduler is shown the frames behind the image, unpacked, and its denoiser sees the packed frames with it: which numbers
+    these are is found, and a probe there is the pipeline's own step."""
+    pipe, call = twin("LTXImageToVideoPipeline")
+    one = mm.Memory(rows_at_once=1)  # the twin's call has one image
+    inner = mm.policies.diffusers(pipe.to(dtype), device="cpu", call=call, schedule=Schedule(steps=2, guidance=1.0), memory=one)
+    policy = mm.policies.forward(inner, draws=2)
+    rows = inner.sample(["a fox"], 2, torch.Generator().manual_seed(0))
+    times, levels = inner.schedule()
+    for column in range(2):
+        level = Level(*(value[column].expand(2) for value in levels))
+        with torch.no_grad():
+            said = inner.probe(rows.prompts, rows.held.x[column], times[column].expand(2), level).clean
+            step = transition(inner, rows, torch.arange(2), column).clean
+        torch.testing.assert_close(said, step, rtol=0, atol=rounding * float(step.abs().max()))
+    outputs = torch.rand((2, call["num_frames"], 3, call["height"], call["width"]), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        straight = pipe.vae.encode((2 * outputs - 1).transpose(1, 2).to(dtype)).latent_dist.mode().float()
+    mean, std = (value.float().view(1, -1, 1, 1, 1) for value in (pipe.vae.latents_mean, pipe.vae.latents_std))
+    wanted = ((straight - mean) * pipe.vae.config.scaling_factor / std)[:, :, 1:]
+    table = rollout(policy, outputs, ["a cat", "a cat"])
+    torch.testing.assert_close(table.held.clean.float(), wanted)
+    policy.steps(table, torch.arange(2)).log_probs.sum().backward()
+    assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
+    own = policy.sample(["a fox"], 2, torch.Generator().manual_seed(0), decode=False)
+    assert own.held.clean.shape == rows.held.x[0].shape == wanted.shape

@@ -10,7 +10,7 @@ import pytest
 
 import mmalign as mm
 from mmalign.policies.language.chat import Chat
-from mmalign.policies.language.replies import reply_ids
+from mmalign.policies.language.replies import read_reply
 from mmalign.policies.language.tool_calls import reader
 from tests.helpers import chat_families
 from tests.helpers.chat_families import WITH_TOOLS
@@ -205,5 +205,5 @@ def test_llama_s_tag_before_a_call_and_an_answer_that_is_json() -> None:
 )  # fmt: skip
 def test_answers_of_tools_stand_in_the_family_s_own_form(family: str, tail: str) -> None:
     chat = chat_of(family)
-    ids, added = reply_ids(chat, [{"role": "tool", "name": "calculate", "content": text} for text in "67"])
-    assert chat.words(ids) == tail and [turn["role"] for turn in added] == ["tool", "tool"]
+    read, added = read_reply(chat, [{"role": "tool", "name": "calculate", "content": text} for text in "67"])
+    assert chat.words(read.ids) == tail and [turn["role"] for turn in added] == ["tool", "tool"]

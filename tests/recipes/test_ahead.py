@@ -62,7 +62,7 @@ def test_the_caller_goes_on_while_records_are_read() -> None:
     training = threading.Event()
 
     def stream() -> Iterator[Any]:
-        assert training.wait(30), "nobody trained meanwhile"
+        assert training.wait(300), "nobody trained meanwhile"
         yield Pair("q", "a", "b", 1.0, "0")
 
     with Background() as background:

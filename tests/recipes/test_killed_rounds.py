@@ -1,11 +1,13 @@
-"""Every loop config, made as small as it runs, killed before one of its file operations: its resume ends as the run that was left alone."""
+"""Every loop config, made as small as it runs, killed inside of a stage and then between two: it ends as the run that was left alone."""
 
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import shutil
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +28,7 @@ SMALL = {
     "steps": 1, "samples": 2, "columns": 1, "every": 1, "checkpoint_every": 1, "warmup": 0, "records": 2, "prompts": 4, "group": 8,
     "micro_rows": 32, "simulations": 4, "held_out": 2, "passes": 2, "best_of": 2, "groups": 1, "prompts_at_once": 32,
 }  # fmt: skip
+DEFAULTS = {"align_planner": {"motions": 32, "judgements": 32, "iterations": 2, "targets": 4}}  # which its config leaves as they are
 COUNT = 4  # of prompts
 URL = [""]
 
@@ -53,6 +56,7 @@ def small(value: Any, key: str = "") -> Any:
         return value | {"url": URL[0], "backoff": 0.0}
     if isinstance(value, dict):
         kept = {name: small(item, str(name)) for name, item in value.items() if name != "metrics"}
+        kept |= DEFAULTS.get(str(value.get("use")), {})
         return kept | ({"records": small(value["records"])} if "records" in value and isinstance(value["records"], dict) else {})
     if isinstance(value, list):
         return [small(item, key) for item in value]
@@ -65,8 +69,7 @@ def small(value: Any, key: str = "") -> Any:
 
 def loops() -> Iterator[str]:
     for path in sorted(resource("configs").glob("*/*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        if "\nuse: rounds\n" in f"\n{text}" and "\nrounds: 1\n" not in text and path.parent.name != "selftest":
+        if "\nuse: rounds\n" in f"\n{path.read_text(encoding='utf-8')}" and path.parent.name != "selftest":
             yield f"{path.parent.name}/{path.stem}"
 
 
@@ -76,15 +79,33 @@ def train(config: str, root: Path, resume: bool = False) -> None:
     build(node | {"run": {"folder": str(root), "name": "run"}}, **({"resume": True} if resume else {}))
 
 
+@pytest.fixture(scope="module")
+def operations() -> list[str]:
+    """The paths of all file operations of this process from here on, as ``scripts/fuzz/kills.py`` counts them."""
+    paths: list[str] = []
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in KILLS["EVENTS"] and isinstance(arguments[0], (str, Path)):
+            paths.append(str(arguments[0]))
+
+    sys.addaudithook(audit)
+    return paths
+
+
 @pytest.mark.parametrize("config", loops())
-def test_a_loop_that_was_killed_ends_as_one_that_was_not(config: str, tmp_path: Path) -> None:
-    root = tmp_path / "run"
+def test_a_loop_that_was_killed_ends_as_one_that_was_not(config: str, tmp_path: Path, operations: list[str]) -> None:
+    root, chance = tmp_path / "run", random.Random(config)
+    operations.clear()
     train(config, root)  # in this process, so that those forked from it import nothing
+    there = [path for path in operations if path.startswith(str(root))]
     expected = contents(root / "run")
     shutil.rmtree(root)
-    KILLS["train"].__globals__["TRAIN"] = partial(train, config)
-    kill = partial(KILLS["train"], root, before=20 + zlib.crc32(config.encode()) % 100)
     root.mkdir()
-    assert forked.wait(forked.fork(1, kill, root, quiet=True))[0] == -signal.SIGKILL, "it has fewer file operations"
-    train(config, root, resume=(root / "run").exists())
+    KILLS["train"].__globals__["TRAIN"] = partial(train, config)
+    said = [number for number, path in enumerate(there) if "/.rounds.json." in path]  # three of each stage
+    inside = chance.choice([number for number in range(said[-3]) if f"{root}/run/round_" in there[number]])
+    for kill in ({"before": inside}, {"before": chance.randrange(3), "of": "/.rounds.json."}):
+        killed = forked.wait(forked.fork(1, partial(KILLS["train"], root, **kill), root, quiet=True))[0]
+        assert killed == -signal.SIGKILL, (kill, forked.words(root, 1))
+    train(config, root, resume=True)
     assert differing(root / "run", expected) == []

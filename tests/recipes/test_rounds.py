@@ -86,7 +86,7 @@ def test_killed_while_its_folder_is_made(resume: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_killed_between_and_inside_of_stages(kept: int, tmp_path: Path) -> None:
-    """What a kill leaves: a state that is one stage behind, the file of that stage, or half of it."""
+    """What a kill leaves: a state that is one stage behind, the file of that stage, half of it, or half of a folder."""
     run(tmp_path / "whole", rounds=2)
     run(tmp_path / "killed", rounds=2)
     folder, entries = tmp_path / "killed" / "run", read_entries(tmp_path / "killed" / "run")
@@ -101,6 +101,8 @@ def test_killed_between_and_inside_of_stages(kept: int, tmp_path: Path) -> None:
     )
     half = folder / f"round_{1 + kept // 2:03d}" / ".pool.json.123.tmp"
     half.write_text("[")
+    (half.parent / ".merged.123.tmp").mkdir()
+    (half.parent / ".merged.123.tmp" / "README.md").write_text("# ")
     (folder / "summary.json").unlink()
     for name in ("twice.json", "twice.yaml"):
         (folder / "round_002" / name).unlink()

@@ -149,7 +149,7 @@ def test_the_next_rollout_is_sampled_while_this_one_is_scored_and_further_ones_o
 
     def patient(outputs: Any, prompts: list[str]) -> torch.Tensor:
         if threading.current_thread() is not threading.main_thread() and len(seen) < 1:
-            seen.append(sampled[1].wait(60.0))
+            seen.append(sampled[1].wait(300.0))
         return torch.zeros(len(prompts), dtype=torch.float64)  # nothing is worth an update
 
     watched.sample = noticed  # type: ignore[method-assign]

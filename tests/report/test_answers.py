@@ -16,6 +16,7 @@ from mmalign.runs import answers
 from mmalign.runs.overoptimisation import Point, fell_silent
 from tests.helpers.fake_run import make_run, make_vlm_run
 from tests.report.test_report import Page
+from tests.runs.test_answers import shown_in_turns
 
 
 def page(run):
@@ -75,6 +76,19 @@ def test_what_a_model_says_is_no_html(tmp_path):
     parsed, text = page(run)
     assert not re.search(r"<(u|i|a|s|h1)>", text.split("</header>")[1])
     assert "&lt;u&gt;</del>" in text and "&lt;i&gt;</b>" in text and "Not said: &lt;s&gt;" in text and "<h1>" in parsed.text
+
+
+def test_turns_before_an_answer_are_shown_with_their_pictures(tmp_path):
+    run = make_vlm_run(tmp_path, questions=1)
+    for step in (0, 20, 40, 60, 80, 100):
+        answers.write(run, step, ["what?"], [shown_in_turns()])
+    parsed, text = page(run)
+    assert [image["alt"] for image in parsed.named("img")] == ["shown by the tool"] * 6
+    assert "zoom 1" in parsed.text and "&lt;closer&gt;" in text and "a dog" in parsed.text
+    line = json.loads((run / "answers/step_000100.jsonl").read_text())
+    line["turns"] = [7, {"role": "tool", "images": ["../../x.png", None]}]
+    (run / "answers/step_000100.jsonl").write_text(json.dumps(line) + "\n")
+    assert len(page(run)[0].named("img")) == 5
 
 
 def test_one_evaluation_needs_no_slider(tmp_path):

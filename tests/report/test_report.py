@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from mmalign.report import build
+from mmalign.report.comparison import comparison
 from mmalign.report.plots import Plot, Series, draw
+from mmalign.report.read import read
 from mmalign.runs import folder
 from mmalign.types import UserError
 from tests.helpers.fake_run import CONFIG, EVALS, make_run
@@ -259,6 +261,16 @@ def test_videos_are_named(tmp_path):
     for name in ("step_000000_0.mp4", "step_000010_0.mp4"):
         (run.samples / name).write_bytes(b"")
     assert "samples are videos: 2 files" in page(run.path)[0].text
+
+
+def test_a_page_leads_to_the_run_in_its_trackers(tmp_path):
+    runs = [make_run(tmp_path, name=name) for name in ("a", "b")]
+    evil = {"evil": "javascript:alert(1)", "odd": 'https://x" onclick="y', "none": None}
+    (runs[0] / "trackers.json").write_text(json.dumps({"wandb": "https://there/runs/1", **evil}))
+    links = page(runs[0])[0].named("a")
+    assert [(one["href"], one["target"], one["rel"]) for one in links] == [("https://there/runs/1", "_blank", "noreferrer")]
+    assert [one["href"] for one in Page(comparison([read(run) for run in runs])).named("a")] == ["https://there/runs/1"]
+    assert page(runs[1])[0].named("a") == []
 
 
 def test_what_users_write_is_escaped(tmp_path):

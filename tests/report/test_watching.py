@@ -124,6 +124,6 @@ def test_the_command_until_it_is_told_to_stop(folder):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     address = line.split(" at ")[1].split()[0]
-    assert httpx2.get(f"{address}runs", trust_env=False).json()["runs"][0]["name"] == "one" and "1 runs now" in line
+    assert httpx2.get(f"{address}runs", trust_env=False, timeout=300).json()["runs"][0]["name"] == "one" and "1 runs now" in line
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0

@@ -20,16 +20,17 @@ pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="limits of POSIX systems"),
     pytest.mark.filterwarnings("ignore:code of the model"),
 ]
+LONG = 300.0  # seconds, for what ends by itself
 GOOD = "Sure:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
 TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0", "assert add('a', 'b') == 'ab'"]
 
 
 def one(text, tests=TESTS, **more):
-    return code_tests(seconds=20, **more)([text], ["p"], tests=[tests]).item()
+    return code_tests(seconds=LONG, **more)([text], ["p"], tests=[tests]).item()
 
 
 def python(code, **limits):
-    return run([[sys.executable, "-I", "-c", code]], {}, Limits(**{"seconds": 20.0, **limits}))[0]
+    return run([[sys.executable, "-I", "-c", code]], {}, Limits(**{"seconds": LONG, **limits}))[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_part_of_the_tests_that_pass():
         "import sys\nsys.exit(0)",
         "import os\ndef add(a, b): return a + b\nos._exit(0)",
     ]
-    scores = code_tests(seconds=20)(texts, ["p"] * 7, tests=[TESTS] * 7)
+    scores = code_tests(seconds=LONG)(texts, ["p"] * 7, tests=[TESTS] * 7)
     assert scores.tolist() == pytest.approx([1, 2 / 3, 1, 0, 0, 0, 0])
     assert one(texts[1], score="all") == 0 and one(GOOD, score="all") == 1
     assert one(GOOD, tests="assert add(1, 1) == 2\nassert add(2, 2) == 4") == 1
@@ -122,7 +123,7 @@ def test_an_open_network_is_said(monkeypatch):
 def test_a_launcher_that_does_not_start_is_a_missing_score(monkeypatch, tmp_path):
     from mmalign.rewards._shared import sandbox
 
-    part, whole = code_tests(seconds=20), code_tests(seconds=20, score="all")
+    part, whole = code_tests(seconds=LONG), code_tests(seconds=LONG, score="all")
     built = bench(commands=COMMANDS, file="design.py", bench="bench.py")
     monkeypatch.setattr(sandbox, "LAUNCH", tmp_path / "nothing.py")
     with pytest.warns(UserWarning, match="code of the model could not be run, and has no score"):
@@ -134,7 +135,7 @@ def test_a_launcher_that_does_not_start_is_a_missing_score(monkeypatch, tmp_path
 
 def test_rows_run_at_the_same_time_and_in_their_order():
     texts = [f"n = {row}" for row in range(6)]
-    reward = code_tests(seconds=20, at_once=3)
+    reward = code_tests(seconds=LONG, at_once=3)
     before = threading.active_count()
     assert reward(texts, ["p"] * 6, tests=[["assert n % 2 == 0"]] * 6).tolist() == [1, 0, 1, 0, 1, 0]
     assert threading.active_count() == before
@@ -147,7 +148,7 @@ COMMANDS = [[sys.executable, "-m", "py_compile", "design.py"], [sys.executable, 
 
 
 def benched(text, held="import sys; sys.path.insert(0, '.'); import design; assert design.x == 4; print('ALL PASSED')", **more):
-    more = {"commands": COMMANDS, "file": "design.py", "bench": "bench.py", "passed": "ALL PASSED", "seconds": 20.0, **more}
+    more = {"commands": COMMANDS, "file": "design.py", "bench": "bench.py", "passed": "ALL PASSED", "seconds": LONG, **more}
     return bench(**more)([text], ["p"], bench=[held]).item()
 
 

@@ -14,7 +14,7 @@ import torch
 import mmalign as mm
 from mmalign.types import UserError
 from mmalign.worlds.text import base
-from tests.helpers.fake_server import FakeServer, likely
+from tests.helpers.fake_server import FakeServer, hurried, likely
 
 LETTERS = "aeiou"
 
@@ -45,7 +45,7 @@ def run(server, folder, *, settings=None, **more):
         server={
             "url": server.url,
             "model": "m",
-            "timeout": 2.0,
+            "timeout": 300.0,
             "retries": 1,
             "backoff": 0.0,
             "at_once": 2,
@@ -80,12 +80,12 @@ def test_a_server_that_is_slow_corrupt_and_killed_ends_the_run_with_the_right_co
 
     def misbehave(number):  # two rows of the evaluation first, then 8 a step
         if number == 12:
-            return 2.5  # once; it is asked again
+            return 1.0  # once; it is asked again
         return None if number <= 10 else "close" if number > died else wrong[number % len(wrong)] if number % 3 else None
 
     server.misbehave = misbehave
     quarantine = tmp_path / "missing.jsonl"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), hurried(lambda: 0.5 if len(server.requests) >= 10 else None):
         warnings.simplefilter("ignore")
         done, seen = run(server, tmp_path, batch={"missing": "drop"}, settings={"quarantine": str(quarantine)})
     server.kill()

@@ -97,8 +97,10 @@ def test_images_go_whole_as_png(server):
         mm.rewards.judge(server=at(server))([3], ["p"])
 
 
-def test_pictures_come_by_path_and_a_broken_one_is_a_missing_answer(server, tmp_path):
+def test_pictures_come_by_path_or_address_and_a_broken_one_is_a_missing_answer(server, tmp_path):
     from PIL import Image
+
+    from mmalign.media import address
 
     server.answer = lambda body: likely(**{"3": 1.0})
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "good.png")
@@ -107,10 +109,11 @@ def test_pictures_come_by_path_and_a_broken_one_is_a_missing_answer(server, tmp_
         [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / name)}, {"type": "text", "text": "what is it?"}]}]
         for name in ("good.png", "bad.png", "none.png")
     ]
+    talks.append([{"role": "user", "content": [{"type": "image", "url": address(Image.new("RGB", (4, 4)))}]}])  # as tools show them
     quarantine = tmp_path / "missing.jsonl"
-    with pytest.warns(UserWarning, match="2 of 3 answers are missing"):
-        scores = mm.rewards.judge(server=at(server, quarantine=str(quarantine)))(["red"] * 3, talks)
-    assert scores.isnan().tolist() == [False, True, True] and len(server.requests) == 1
+    with pytest.warns(UserWarning, match="2 of 4 answers are missing"):
+        scores = mm.rewards.judge(server=at(server, quarantine=str(quarantine)))(["red"] * 4, talks)
+    assert scores.isnan().tolist() == [False, True, True, False] and len(server.requests) == 2
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["what is it?"] * 2 and all("image cannot be used" in line["reason"] for line in lines)
 

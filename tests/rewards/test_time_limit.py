@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from concurrent.futures import wait
 
 import pytest
 import torch
@@ -41,8 +44,10 @@ def test_a_gradient_arrives_where_it_would():
 
 
 @pytest.mark.filterwarnings("ignore:time_limit. the reward is still")
-def test_a_reward_that_hangs_has_no_scores_until_it_is_done():
-    go_on, calls = threading.Event(), []
+def test_a_reward_that_hangs_has_no_scores_until_it_is_done(monkeypatch):
+    go_on, hanging, calls = threading.Event(), [False], []
+    patient = lambda working, seconds: wait(working, seconds if hanging[0] else 300)  # noqa: E731
+    monkeypatch.setattr(sys.modules["mmalign.rewards.composed.time_limit"], "wait", patient)
 
     def hangs(outputs, prompts):
         calls.append(len(outputs))
@@ -50,19 +55,18 @@ def test_a_reward_that_hangs_has_no_scores_until_it_is_done():
             go_on.wait()
         return {"x": torch.ones(len(outputs))}
 
-    limited = time_limit(hangs, seconds=1.0)
+    limited = time_limit(hangs, seconds=0.2)
     assert limited(["a"], ["p"])["x"].tolist() == [1]
-    with pytest.warns(UserWarning, match=r"the reward took more than 1 s; these 2 scores are missing"):
+    hanging[0] = True
+    with pytest.warns(UserWarning, match=r"the reward took more than 0.2 s; these 2 scores are missing"):
         assert ask({"r": limited}, ["a", "b"], ["p"] * 2)["r/x"].isnan().all()  # by the name that it had
     with pytest.warns(UserWarning, match="still at work on a batch before"):
         limited(["a"], ["p"])
     assert calls == [1, 2], "it is not asked while it hangs"
+    hanging[0] = False
     go_on.set()
-    again = limited(["a"], ["p"])["x"]
-    for _ in range(1000):  # its thread may need a moment
-        if not again.isnan().any():
-            break
-        again = limited(["a"], ["p"])["x"]
+    while (again := limited(["a"], ["p"])["x"]).isnan().any():  # its thread may need a moment
+        time.sleep(0.01)
     assert again.tolist() == [1]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign import media
 from mmalign.runs import answers, folder
 from mmalign.training.evaluation import EvaluationPlan, evaluate
 from mmalign.types import UserError
@@ -30,6 +31,33 @@ def question(image, words="What is there?"):
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "image", **image}, {"type": "text", "text": words}]},
     ]
+
+
+def shown_in_turns():
+    """A conversation in which a tool shows a picture."""
+    picture = media.address(Image.new("RGB", (30, 20), "blue"))
+    look = {"role": "tool", "content": [{"type": "image", "url": picture}, {"type": "text", "text": "<closer>"}]}
+    return [{"role": "assistant", "content": "zoom 1"}, look, {"role": "assistant", "content": "a dog"}]
+
+
+def test_conversations_are_kept_with_what_they_were_shown(tmp_path):
+    answers.write(tmp_path, 3, ["what?", "and?"], [shown_in_turns(), "words"], [{"mentions": [(2, 5, "dog", True)]}, {}])
+    [(_, (first, second))], notes = answers.read(tmp_path)
+    [asked, shown] = first["turns"]
+    assert (first["answer"], second["answer"], notes) == ("a dog", "words", []) and "turns" not in second
+    assert first["mentions"] == [[2, 5, "dog", True]] and asked == {"role": "assistant", "text": "zoom 1", "images": []}
+    assert shown["role"] == "tool" and Image.open(tmp_path / "answers" / shown["images"][0]).getpixel((3, 3)) == (0, 0, 255)
+    assert answers.table(["what?"], [shown_in_turns()])[1] == [["what?", "a dog"]]
+
+
+def test_an_evaluation_keeps_conversations():
+    class Talking(Speaker):
+        def generate(self, prompts, seeds, **call):
+            return [shown_in_turns() for _ in prompts]
+
+    plan = EvaluationPlan(["a"], {}, samples=1, columns=1, mark=lambda words, prompts: [{"mentions": [], "objects": words}])
+    results = evaluate(Talking(), plan)
+    assert results.answers.outputs == [shown_in_turns()] and results.answers.marks[0]["objects"] == ["a dog"]
 
 
 def test_written_and_read(tmp_path):

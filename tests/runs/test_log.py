@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -109,6 +110,42 @@ def test_trackers_get_what_is_known_and_the_settings_once(tmp_path, monkeypatch)
     begin, end = [("init", "mmalign", {"name": tmp_path.name, "mode": "offline"}), "start"], "finish"
     logged = [(step, {"train/reward": 0.5}) for step in (1, 2)]
     assert Recorder.seen == [*begin, {"a.b": "[1]"}, logged[0], end, *begin, logged[1], end]
+
+
+def test_where_a_run_is_found_in_trackers(tmp_path, monkeypatch):
+    import sys
+
+    import accelerate.tracking
+
+    class Offline:
+        @property
+        def url(self):
+            raise ValueError("not online")
+
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="7", run_id="ab"))
+    space, local = (SimpleNamespace(url=url, project="a b") for url in ("me/space", "http://127.0.0.1:7860/"))
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(get_tracking_uri=lambda: "http://there:5000/"))
+    known = {
+        "wandb": (SimpleNamespace(url="https://there/runs/1"), "https://there/runs/1"),
+        "comet_ml": (SimpleNamespace(url="javascript:alert(1)"), None),
+        "swanlab": (Offline(), None),
+        "clearml": (SimpleNamespace(get_output_log_web_page=lambda: "https://c/1"), "https://c/1"),
+        "mlflow": (run, "http://there:5000/#/experiments/7/runs/ab"),
+        "trackio": (space, "https://huggingface.co/spaces/me/space?project=a%20b"),
+        "aim": (SimpleNamespace(url="https://aim"), None),
+    }
+    acts = dict.fromkeys(("__init__", "start", "log", "finish"), lambda self, *args, **kwargs: None)
+    for name, (inside, _) in known.items():
+        maker = type(name, (), {"requires_logging_directory": False, "tracker": inside, **acts})
+        monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, maker)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: list(known))
+    with Log(tmp_path / "all", trackers=list(known)):
+        pass
+    assert json.loads((tmp_path / "all" / "trackers.json").read_text()) == {name: at for name, (_, at) in known.items() if at}
+    monkeypatch.setattr(accelerate.tracking.LOGGER_TYPE_TO_CLASS["trackio"], "tracker", local)
+    with Log(tmp_path / "local", trackers=["trackio", "swanlab"]) as log:
+        log.log(0, "train", {"reward": 1.0})
+    assert not (tmp_path / "local" / "trackers.json").exists() and len(read(tmp_path / "local")) == 1
 
 
 @pytest.mark.parametrize("when", ["__init__", "start", "store_init_configuration", "log", "finish"])

@@ -21,6 +21,7 @@ from mmalign.types import UserError
 from tests.helpers.reward_server import RewardServer
 
 SECRET = "very-secret"
+LONG = 300.0  # seconds, of what comes at once where nothing is wrong
 KEYED = {"Authorization": f"Bearer {SECRET}"}
 
 
@@ -46,7 +47,7 @@ def asked(**change):
 
 def post(server, content, headers=KEYED):
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    response = httpx2.post(f"{server.url}/score", content=data, headers=headers, trust_env=False)
+    response = httpx2.post(f"{server.url}/score", content=data, headers=headers, trust_env=False, timeout=LONG)
     return response.status_code, response.json()
 
 
@@ -101,12 +102,12 @@ def test_mistakes_are_one_line(server, content, status, says):
 
 def test_a_body_without_a_length_is_cut_off_too(server):
     blocks = (b"x" * 5000 for _ in range(1000))
-    response = httpx2.post(f"{server.url}/score", content=blocks, headers=KEYED, trust_env=False)
+    response = httpx2.post(f"{server.url}/score", content=blocks, headers=KEYED, trust_env=False, timeout=LONG)
     assert response.status_code == 413
 
 
 def test_strangers_learn_that_it_lives_and_nothing_else(server):
-    get = lambda path, headers: httpx2.get(server.url + path, headers=headers, trust_env=False)  # noqa: E731
+    get = lambda path, headers: httpx2.get(server.url + path, headers=headers, trust_env=False, timeout=LONG)  # noqa: E731
     for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": SECRET}):
         assert post(server, asked(), headers) == (401, {"error": "takes the server's token: Authorization: Bearer TOKEN"})
         assert [get(path, headers).status_code for path in ("/info", "/metrics", "/health", "/docs", "/")] == [401, 401, 200, 404, 404]
@@ -121,7 +122,7 @@ def test_metrics_count_rows():
     serving = RewardServer({"letters": letters})
     post(serving, asked())
     post(serving, asked(outputs=["x"]))
-    lines = httpx2.get(f"{serving.url}/metrics", trust_env=False).text.splitlines()
+    lines = httpx2.get(f"{serving.url}/metrics", trust_env=False, timeout=LONG).text.splitlines()
     serving.kill()
     for line in (
         'mmalign_scored_rows_total{reward="letters"} 2.0', 'mmalign_missing_rows_total{reward="letters"} 1.0',
@@ -135,18 +136,18 @@ def test_a_question_on_its_way_is_answered_before_the_server_stops():
 
     def slow(outputs, prompts):
         begun.set()
-        assert go.wait(10)
+        assert go.wait(LONG)
         return [1.0] * len(outputs)
 
     serving, answers = RewardServer({"slow": slow}), []
     asking = threading.Thread(target=lambda: answers.append(post(serving, asked(reward="slow"))))
     asking.start()
-    assert begun.wait(10)
+    assert begun.wait(LONG)
     serving.server.should_exit = True
     time.sleep(0.05)
     go.set()
-    asking.join(10)
-    serving.thread.join(10)
+    asking.join(LONG)
+    serving.thread.join(LONG)
     assert answers[0][1]["scores"] == {"": [1.0, 1.0]} and not serving.thread.is_alive()
     assert not serving.app.state.scoring._thread.is_alive()  # which nothing is asked of any more
     with pytest.raises(httpx2.TransportError):
@@ -171,7 +172,7 @@ def test_whoever_reads_that_it_serves_is_not_turned_away():
     class Connected(Exception): ...
 
     def say(line):
-        with socket.create_connection(("127.0.0.1", int(line.split()[1].rpartition(":")[2])), timeout=5):
+        with socket.create_connection(("127.0.0.1", int(line.split()[1].rpartition(":")[2])), timeout=LONG):
             raise Connected
 
     with pytest.raises(Connected):

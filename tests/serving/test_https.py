@@ -51,8 +51,8 @@ def test_only_who_is_vouched_for_is_believed(tmp_path: Path) -> None:
     assert known(["one", "three"], ["p", "p"]).tolist() == [3.0, 5.0]
     with pytest.warns(UserWarning):
         assert bool(torch.isnan(mm.rewards.served(url=url, asking=ONCE)(["one"], ["p"])).all())  # nobody vouches for it
-    server.should_exit = True
-    thread.join(10)
+    server.should_exit = server.force_exit = True
+    thread.join(300)
     (tmp_path / "empty.pem").write_text("none")
     for file in ("empty.pem", "absent.pem"):
         with pytest.raises(UserError, match=r"asking\.certificates_file: got .*, takes a file of certificates \(PEM\)"):

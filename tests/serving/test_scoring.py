@@ -12,6 +12,8 @@ from mmalign.records import RefusedRow
 from mmalign.serving.scoring import Asked, Full, Late, Scoring, scores_of
 from mmalign.types import UserError
 
+LONG = 300.0  # seconds, of what comes at once where nothing is wrong
+
 
 class Gate:
     """A reward that waits until it is let through, and keeps what it was asked."""
@@ -21,7 +23,7 @@ class Gate:
 
     def __call__(self, outputs, prompts, *, odd=()):
         self.begun.set()
-        assert self.open.wait(10)
+        assert self.open.wait(LONG)
         self.calls.append(list(outputs))
         if "bad" in outputs:
             raise UserError("takes others")
@@ -44,22 +46,22 @@ def asked(*texts, alone=True, **more):
 def test_questions_that_wait_become_one_call_where_their_rows_are_alone(gate):
     asking = scoring(gate, together=4)
     first = asking.ask(asked("a"))
-    assert gate.begun.wait(10)  # it is at work; the rest waits
+    assert gate.begun.wait(LONG)  # it is at work; the rest waits
     more = [
         asking.ask(question)
         for question in (asked("bb"), asked("ccc", "d", alone=False), asked("e", "ff"), asked("g", "h"), asked("i", step=1))
     ]
     gate.open.set()
-    assert [future.result(10).scores[""] for future in (first, *more)] == [[1.0], [2.0], [3.0, 1.0], [1.0, 2.0], [1.0, 1.0], [1.0]]
+    assert [future.result(LONG).scores[""] for future in (first, *more)] == [[1.0], [2.0], [3.0, 1.0], [1.0, 2.0], [1.0, 1.0], [1.0]]
     assert gate.calls == [["a"], ["bb", "e", "ff"], ["ccc", "d"], ["g", "h"], ["i"]]
     asking.close()
 
 
 def test_patience_waits_for_others(gate):
     gate.open.set()
-    asking = scoring(gate, together=2, patience=10.0)
+    asking = scoring(gate, together=2, patience=LONG)
     futures = [asking.ask(asked("a")), asking.ask(asked("b"))]  # two rows are enough
-    assert [future.result(5).scores[""] for future in futures] == [[1.0], [1.0]] and gate.calls == [["a", "b"]]
+    assert [future.result(LONG).scores[""] for future in futures] == [[1.0], [1.0]] and gate.calls == [["a", "b"]]
     asking.close()
 
 
@@ -67,16 +69,16 @@ def test_one_that_is_refused_does_not_spoil_the_others(gate):
     asking = scoring(gate)
     first, bad, good = asking.ask(asked("a")), asking.ask(asked("bad")), asking.ask(asked("b"))
     gate.open.set()
-    assert first.result(10).scores[""] == [1.0] and good.result(10).scores[""] == [1.0]
+    assert first.result(LONG).scores[""] == [1.0] and good.result(LONG).scores[""] == [1.0]
     with pytest.raises(UserError, match="takes others"):
-        bad.result(10)
+        bad.result(LONG)
     asking.close()
 
 
 def test_late_full_cancelled_and_closed(gate):
     asking = scoring(gate, together=1, waiting=3)
     first = asking.ask(asked("a"))
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(LONG)
     late, gone, last = asking.ask(asked("b", ends=time.monotonic() - 1)), asking.ask(asked("c")), asking.ask(asked("d"))
     with pytest.raises(Full):
         asking.ask(asked("e"))
@@ -84,10 +86,10 @@ def test_late_full_cancelled_and_closed(gate):
     closing = threading.Thread(target=asking.close)
     closing.start()
     gate.open.set()
-    assert first.result(10).scores[""] == [1.0] and last.result(10).scores[""] == [1.0]  # what is there is answered
+    assert first.result(LONG).scores[""] == [1.0] and last.result(LONG).scores[""] == [1.0]  # what is there is answered
     with pytest.raises(Late):
-        late.result(10)
-    closing.join(10)
+        late.result(LONG)
+    closing.join(LONG)
     assert gate.calls == [["a"], ["d"]] and not asking._thread.is_alive()
     with pytest.raises(Full):
         asking.ask(asked("f"))
@@ -98,8 +100,8 @@ def test_what_ends_a_call_in_an_odd_way_does_not_end_the_thread(gate):
     asking = scoring(gate)
     broken = Asked("gate", ["p"], ["x"], {"odd": 3})  # no list
     with pytest.raises(TypeError):
-        asking.ask(broken).result(10)
-    assert asking.ask(asked("a")).result(10).scores[""] == [1.0]
+        asking.ask(broken).result(LONG)
+    assert asking.ask(asked("a")).result(LONG).scores[""] == [1.0]
     asking.close()
 
 

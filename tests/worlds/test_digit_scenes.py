@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mmalign as mm
+from mmalign import media
 from mmalign.config import build, check, load
 from mmalign.rooms import resource
 from mmalign.types import UserError
@@ -264,4 +265,56 @@ def test_configs_of_the_world_train(name: str, tmp_path: Path) -> None:
     evaluated = [row for row in rows if "chair_s" in row]
     assert (
         len(evaluated) == 2 and {"recall", "length", "exact", "truth"} <= evaluated[-1].keys() and (Path(run.path) / "report.html").exists()
+    )
+
+
+def test_a_distant_scene_is_read_where_one_looks_and_not_from_afar() -> None:
+    """The base, told where the digit is, reads what it is shown there; from the whole picture, as it sees it, it can but guess."""
+    from mmalign.worlds.digit_scenes import distant
+
+    prompts = mm.worlds.distant_scenes_prompts(split="held_out", count=40)
+    drawn = [distant.distant("held_out", torch.Generator().manual_seed(2 * number + 1)) for number in range(40)]
+    digits = [scenes.digits_in(prompt[0]["content"][0]["path"]) for prompt in prompts]
+    assert digits == [(digit,) for _, digit, _ in drawn] and len(set(digits)) > 6
+    assert [prompt[0]["content"][1]["text"] for prompt in prompts] == [distant.request(place) for _, _, place in drawn]
+    look = mm.environments.zoom(units="cells", cells=(8, 8), smallest=32)
+    turns = []
+    for prompt, (picture, _, (row, column)) in zip(prompts, drawn, strict=True):
+        part = picture[:, row * 32 : (row + 1) * 32, column * 32 : (column + 1) * 32]
+        shown = look(f"{row + 1} {column + 1}", pictures=[media.picture(prompt[0]["content"][0]["path"], media.Limits())])
+        assert torch.equal(media.images.to_tensor(shown), part)  # the file is the picture, and the cell is where it says
+        call = {"role": "assistant", "content": f"<zoom> {row + 1} {column + 1} </zoom>"}
+        turns.append([*prompt, call, {"role": "tool", "content": [{"type": "image", "image": part}]}])
+    policy = mm.policies.transformers(mm.worlds.distant_scenes(), max_completion=16, device="cpu")
+    right = [mm.worlds.scene_exact()(policy.generate(asked, [0] * 40, temperature=0), prompts).mean() for asked in (turns, prompts)]
+    assert float(right[0]) > 0.9 and float(right[1]) < 0.3
+    assert mm.worlds.scene_exact()([[{"role": "assistant", "content": "there is a two ."}]], prompts[:1], digits=[(2,)]).tolist() == [1.0]
+
+
+def test_training_rows_of_distant_scenes_are_what_the_policy_reads() -> None:
+    """Their ids are those of the conversation as the policy encodes it, and what is learned is what it counts."""
+    from mmalign.worlds.digit_scenes import distant
+
+    policy = mm.policies.transformers(mm.worlds.distant_scenes(), max_completion=48, device="cpu")
+    rows = distant._rows(policy.chat.vision.processor, 12, 1.0, 1.0, torch.Generator().manual_seed(0))
+    rng, pixels = torch.Generator().manual_seed(0), []
+    for number in range(12):
+        picture, digit, (row, column) = distant.distant("train", rng)
+        torch.randint(10, (), generator=rng), torch.rand(2, generator=rng)
+        part = picture[:, row * 32 : (row + 1) * 32, column * 32 : (column + 1) * 32]
+        said = [{"role": "assistant", "content": f"<zoom> {row + 1} {column + 1} </zoom>"},
+                {"role": "tool", "content": [{"type": "image", "image": part}]},
+                {"role": "assistant", "content": scenes.caption([digit])}]  # fmt: skip
+        asked = [
+            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": distant.request((row, column))}]}
+        ]
+        given = policy.encode([asked], [said], torch.tensor([0]), torch.Generator())
+        ids = torch.cat([given.held.prompts[0], given.held.tokens[0]])
+        learned = torch.cat([torch.zeros(len(given.held.prompts[0]), dtype=torch.bool), given.mask[0]])
+        assert torch.equal(rows["input_ids"][number][: len(ids)], ids) and int(rows["attention_mask"][number].sum()) == len(ids)
+        assert torch.equal(rows["labels"][number] != -100, torch.nn.functional.pad(learned, (0, rows["labels"].shape[1] - len(learned))))
+        pixels += [picture, part]
+    assert torch.equal(
+        rows["pixel_values"],
+        policy.chat.vision.processor.image_processor(images=pixels, return_tensors="pt", do_convert_rgb=False)["pixel_values"],
     )

@@ -52,6 +52,9 @@ def dmd2(  # a keyword for each weight of theirs
     In the Gaussian world the last of 4 steps, trained alone, goes from .136 nats to below .007. But ``fake`` sees the estimates of all
     steps as one distribution, and it is their mixture that the teacher's is matched with: there, where a fake score is linear, its mean
     and variance arrive, and single steps drift apart. Take ``tdm`` with ``separate``, where each step is matched by itself.
+    Of a video that the student makes chunk by chunk (a streaming one), a step is drawn in each chunk, and the three scores are asked past
+    the chunks that it made before. By the chain rule ``KL(student || teacher)`` is the sum over chunks of that of each, given those before;
+    what a chunk does to those behind it is not in the gradient, which costs nothing where every chunk can be the teacher's.
     A classifier at its optimum says ``C = log p_real - log p_student`` of noised rows, so that ``gan`` pulls to the real data where
     teacher and data differ: the student may become better than its teacher, and ends between the two.
 

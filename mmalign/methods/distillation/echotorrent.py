@@ -26,7 +26,8 @@ def echotorrent(
     Args:
         teachers: references, experts of a domain each; sets of the student's parameters, or other models.
         turn: steps of each teacher, before the next one's; then the first one comes again.
-        tail: the part of a video's frames, the last ones, that is pulled; None: all, as images have to be.
+        tail: the part of a video's frames, the last ones, that is pulled; None: all, as images have to be. Of a video that is made chunk by
+            chunk, the chunks that are made last, each as far as it lies in that part.
         guidance, updates, fake_rate, reward: as in ``dmd2``.
 
     Where it goes: to no one optimum with several teachers, but around between theirs, the nearer to the last one the longer a turn is.

@@ -20,6 +20,10 @@ def alphapo(*, beta: Positive = 2.0, gamma: NotNegative = 1.0, alpha: Finite = 0
         beta, gamma: as in ``simpo``.
         alpha: of the reward; 0 is SimPO.
 
+    A token of a row with T of them is pulled by ``s e^(-alpha a) / T``, s the pair's own factor, so that for alpha above 0 the less likely
+    row, mostly the worse one, is pulled harder than the better one, and words that both have, as the full stop at the end of each, become
+    less likely. ``simpo`` has this by 1 / T alone. ``configs/text/TUNED.md`` has it measured: with alpha=-1 the pull turns.
+
     Paper: AlphaPO: Reward Shape Matters for LLM Alignment, arXiv 2501.03884.
 
     Deviations: ``-expm1(-alpha a) / alpha``, which goes on along its tangent beyond 20 nats; TRL's ``exp(lp).pow(-alpha)`` is NaN for a

@@ -26,11 +26,14 @@ def osp(*, beta: Positive = 0.1, margin: Literal["total", "per_step", "per_scala
 
     Paper: Online Self-Preferring Language Models, arXiv 2405.14103.
 
+    Strengths of the model's own: ``oracle: {use: own_verdicts}`` asks the policy itself which of two answers is better, or whether one is
+    good, and reads how sure it is; ``mix`` teaches it to judge beside its samples (``configs/text_small/self_preferring``).
+
     Deviations: the abstract and reviews of the paper were at hand, not its equations. They say that several pairs are built from a
     ranking of the policy's own answers, and that the loss is a cross-entropy of soft preferences, whose strengths the policy judges
     itself, for one kept near the SFT model, which is ``ref``. Which rows of a ranking meet, that the policy's side is DPO's sigmoid(beta
-    m), and beta, are ours. Its least is at ``beta m = logit p``, a finite margin, so that strengths keep a policy from overfitting, as
-    the abstract claims. The judge is the run's reward or oracle; the policy itself, where that asks it. Pairs of records have their own
-    strengths, and are the same run as ``dpo``.
+    m), beta, and the words of the question are ours. Its least is at ``beta m = logit p``, a finite margin, so that strengths keep a
+    policy from overfitting, as the abstract claims. Any other oracle, or the run's rewards, may judge in its place. Pairs of records have
+    their own strengths, and are the same run as ``dpo``.
     """
     return replace(dpo(beta=beta, margin=margin), pairs=partial(comparisons.best_with_worst, scale=scale))

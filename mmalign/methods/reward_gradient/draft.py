@@ -25,7 +25,8 @@ def draft(*, last_steps: Count | None = 1, copies: Count = 1, beta: NotNegative 
         kl: which KL, as ``flow_grpo`` has it.
 
     Nothing but ``beta`` holds it: on ``moving_digits``, whose proxy looks at no shape, the proxy goes from .65 to .97 in 15 steps of 20
-    videos, and the gold judge from .48 to .20.
+    videos, and the gold judge from .48 to .20. Of a video that is made chunk by chunk, the last K steps of each chunk are trained, with the
+    other chunks as they were made: what a chunk does to those behind it is not in the gradient.
 
     Paper: Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400, algorithm 1.
 

@@ -146,6 +146,32 @@ def first(number: Tensor) -> Tensor:
     return (earliest.gather(1, index) == places) & (number != 0)
 
 
+def last(number: Tensor) -> Tensor:
+    """``[B, T]`` bool: the last cell of each macro action.
+
+    number: what ``macro`` gives.
+
+    Examples:
+        >>> last(torch.tensor([[1.0, 1.0, 0.0, 2.0]])).tolist()
+        [[False, True, False, True]]
+    """
+    return first(number.flip(1)).flip(1)
+
+
+def after(values: Tensor, number: Tensor) -> Tensor:
+    """The value of the macro action that follows each cell's own in the row, ``[B, T]``; 0 behind the last one.
+
+    values: ``[B, T]``, that of a macro action at one of its cells, 0 at its others. number: what ``macro`` gives.
+
+    Examples:
+        >>> after(torch.tensor([[0.5, 0.0, 9.0, 2.0]]), torch.tensor([[1.0, 1.0, 0.0, 2.0]])).tolist()
+        [[2.0, 2.0, 0.0, 0.0]]
+    """
+    index, inside = number.long(), number != 0
+    each = values.new_zeros(len(values), values.shape[1] + 2).scatter_add(1, index, live(values, inside))
+    return live(each.gather(1, index + 1), inside)
+
+
 def pooled(values: Tensor, number: Tensor, *, mean: bool) -> Tensor:
     """Sum, or mean, over the steps of a row with one macro action's number, in each of them; differentiable; 0 where that is 0.
 

@@ -155,27 +155,6 @@ def estimates(
     return Reading(of, reads, 4 if macro is None else 5, rewards.state)
 
 
-def of_turns(rewards: Reading, critic: Critic) -> Reading:
-    """``[B, T, 4]``: as ``estimates``, where a decision is a whole turn, and its value the critic's at its first step, before it is said.
-
-    rewards: of single steps ``[B, T]``, added up over a turn. Every step of a turn has its advantage, the critic is asked at first steps.
-    """
-
-    def of(feedback: Feedback) -> Tensor:
-        inside, earned = returns.known(feedback), rewards.of(feedback)
-        number = live(returns.turn(read(feedback, MASK)), inside)
-        begins = returns.first(number)
-        value = live(read(feedback, VALUE).to(earned), begins)
-        together = live(returns.pooled(earned, number, mean=False), begins)
-        apart = returns.gae(together, value, begins, gamma=critic.gamma, lam=critic.lam)
-        advantage = returns.pooled(apart, number, mean=False)
-        if critic.whiten:
-            advantage = returns.whitened(advantage, inside)
-        return torch.stack([live(column.double(), inside) for column in (advantage, apart + value, value, begins)], dim=-1)
-
-    return Reading(of, rewards.reads | {MASK, VALUE}, 4, rewards.state)
-
-
 def penalised(control: controllers.AdaptiveKL, *, name: str = "ref") -> Reading:
     """``r_t = r at the last step - beta (log pi_old - log ref)``, ``[B, T]``; beta is adapted to the rollout's KL afterwards.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mmalign.conversations import without
 from mmalign.media import KINDS
 from mmalign.policies.language.chat import Chat, EncodedRow
+from mmalign.policies.language.shown import before, whole_until
 from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
@@ -92,7 +93,8 @@ class Room:
             too_long = f"has {len(row.completion)} tokens, max_completion is {self.max_completion}"
             raise UserError(f"completion: {too_long}; takes a shorter one, a larger max_completion, or truncate: left or right")
         self._count("completions")
-        return EncodedRow(prompt, row.completion[: self.max_completion], row.trained[: self.max_completion])
+        end = whole_until(row.shown, self.max_completion)
+        return EncodedRow(prompt, row.completion[:end], row.trained[:end], before(row.shown, end))
 
     def _count(self, what: str, times: int = 1) -> None:
         if what not in self.cut:

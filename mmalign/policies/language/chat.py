@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
-from mmalign.media import ONE
+from mmalign.media import ONE, Medium
+from mmalign.policies.language.shown import Shown, before
 from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
 from mmalign.policies.language.tool_calls import Reader, reader
 from mmalign.policies.language.vision import Prompt, Vision
@@ -31,11 +32,12 @@ from mmalign.types import UserError
 
 
 class EncodedRow(NamedTuple):
-    """One row. prompt: what is given. completion: the ids that follow. trained: of each of those, whether it counts."""
+    """One row. prompt: what is given. completion: the ids that follow. trained: of each of those, whether it counts. shown: in it."""
 
     prompt: Prompt
     completion: list[int]
     trained: list[bool]
+    shown: Shown = ()
 
 
 class Chat:
@@ -131,8 +133,8 @@ class Chat:
                 raise UserError("completion: got turns, and this policy has no chat template; takes a string")
             ids = [*self.ids(added[0]["content"]), self.end]
             return EncodedRow(self._plain(prompt, None), ids, [True] * len(ids))
-        if media_of(added):
-            raise UserError("completion: holds an image or a video, takes them in prompts")
+        if any(media_of([turn]) for turn in added if turn.get("role") == "assistant") or (media_of(added) and self.vision is None):
+            raise UserError("completion: holds an image or a video, takes them in prompts, and in replies where the model sees")
         own = added[-1].get("role") == "assistant"
         if self.arrives_rendered(prompt):
             return self._ended(self._pieces(PROBE, added, self._as_rendered(prompt, None)), own)
@@ -270,6 +272,13 @@ class Chat:
         """A text's tokens, with nothing put before or behind them."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def piece(self, text: str, media: Sequence[Medium]) -> Prompt:
+        """A text in the middle of a conversation, with its media; nothing is put around it. Errors: UserError, as ``Vision.read``."""
+        if not media or self.vision is None:
+            return Prompt(tuple(self.ids(text)), text)
+        read, bos = self._open(self.vision.read(text, media)), self.tokenizer.bos_token
+        return read.window(int(bool(bos) and read.ids[0] == self.tokenizer.bos_token_id and not text.startswith(bos)), len(read))
+
     def _render(
         self, turns: Sequence[Turn], *, ask: bool, forms: Sequence[Callable[[Sequence[Turn]], list[Turn]]] = ()
     ) -> tuple[str | None, str]:
@@ -295,7 +304,7 @@ class Chat:
         """What each turn adds to the text before it. rendered: the prompt itself, where ``turns`` only stand for it."""
         before = self.rendered(turns, ask=True)
         prompt = self._with_media(before, turns) if rendered is None else rendered
-        completion, trained = list[int](), list[bool]()
+        completion, trained, shown = list[int](), list[bool](), list[tuple[int, Prompt]]()
         for count, turn in enumerate(added, start=1):
             own = turn.get("role") == "assistant"
             coming = not own and count < len(added) and added[count].get("role") == "assistant"
@@ -304,7 +313,8 @@ class Chat:
             if own and count == len(added) and not (follows and self._keeps(after[len(before) :], [turn])):
                 if count == 1 and rendered is None and (shorter := self._unopened(before, after, turn)) is not None:
                     return self._pieces_behind(shorter, after, turns)
-                return EncodedRow(prompt, [*completion, *(ids := self._answer_ids(before, turn))], [*trained, *[True] * len(ids)])
+                ids = self._answer_ids(before, turn)
+                return EncodedRow(prompt, [*completion, *ids], [*trained, *[True] * len(ids)], tuple(shown))
             if not follows:
                 raise UserError(
                     "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
@@ -313,11 +323,12 @@ class Chat:
                 raise UserError(
                     "policy.template: cuts what an assistant's turn says before the last; takes one answer, or a template that keeps it"
                 )
-            ids = self.ids(after[len(before) :])
-            completion += ids
-            trained += self._until_stop(ids) if own else [False] * len(ids)
+            piece = self.piece(after[len(before) :], media_of([turn]))
+            shown += [(len(completion), piece)] if piece.media else []
+            completion += piece.ids
+            trained += self._until_stop(piece.ids) if own else [False] * len(piece)
             before = after
-        return EncodedRow(prompt, completion, trained)
+        return EncodedRow(prompt, completion, trained, tuple(shown))
 
     def _keeps(self, text: str, added: Sequence[Turn]) -> bool:
         """Whether a text holds what the assistant says in some turns, spaces aside.
@@ -384,7 +395,6 @@ class Chat:
         last = max(place for place, counts in enumerate(row.trained) if counts)
         completion, trained = list(row.completion[: last + 1]), list(row.trained[: last + 1])
         if own and completion[-1] not in self.stops:
-            if last + 1 < len(row.completion) and row.completion[last + 1] in self.stops:
-                return EncodedRow(row.prompt, [*completion, row.completion[last + 1]], [*trained, True])
-            return EncodedRow(row.prompt, [*completion, self.end], [*trained, True])
-        return EncodedRow(row.prompt, completion, trained)
+            follows = last + 1 < len(row.completion) and row.completion[last + 1] in self.stops
+            completion, trained = [*completion, row.completion[last + 1] if follows else self.end], [*trained, True]
+        return EncodedRow(row.prompt, completion, trained, before(row.shown, last + 1))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.policies.language.shown import Shown, seen
 from mmalign.policies.language.vision import Prompt, Vision, inputs_of
 from mmalign.stacking import offset, stacked, stacked_by_name
 
@@ -24,7 +25,7 @@ class Completions:
     tokens: ``[B, T]``, filled up with anything. lengths: ``[B]``. cut: ``[B]`` bool, rows that came to no end; False where they were given.
     refs: name -> ``[B, T]`` log-probabilities. phrases: row numbers -> phrases of these rows, read once. contrasts: name -> P prompts,
     made once. read: ``[B, T]``, allowed: ``[B, T, W]``, as of ``prefixes.Sequences``. truth: ``[B, T]``, what stands at each place of what
-    a prompt shows, of rows that are taught by it.
+    a prompt shows, of rows that are taught by it. shown: of each of the B rows the replies with pictures; empty where there are none.
     """
 
     vision: Vision | None
@@ -41,6 +42,7 @@ class Completions:
     read: Tensor | None = None
     allowed: Tensor | None = None
     truth: Tensor | None = None
+    shown: tuple[Shown, ...] = ()
 
     @staticmethod
     def of_rows(
@@ -65,6 +67,8 @@ class Completions:
         """What each row is told apart by, 16 bytes: ids and pixels of its prompt, its own ids, those that ``mask [B, T]`` counts."""
         known = [table for table in (self.read, self.allowed) if table is not None]
         before = [b"".join(table[row].numpy().tobytes() for table in known) for row in range(len(self.which))]
+        for row, shown in enumerate(self.shown):
+            before[row] += repr(seen(shown)).encode() if shown else b""
         heads = [blake2b(repr((prompt.ids, prompt.digest)).encode()).digest() for prompt in self.encoded]
         ends = [
             tokens[:length].numpy().tobytes() + live[:length].numpy().tobytes() + read
@@ -77,7 +81,8 @@ class Completions:
         kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in ("which", "tokens", "lengths", "cut")}
         refs = {name: table[rows] for name, table in self.refs.items()}
         read, allowed, truth = (None if table is None else table[rows] for table in (self.read, self.allowed, self.truth))
-        return replace(self, **kept, refs=refs, phrases={}, read=read, allowed=allowed, truth=truth)
+        shown = tuple(self.shown[row] for row in rows.tolist()) if self.shown else ()
+        return replace(self, **kept, refs=refs, phrases={}, read=read, allowed=allowed, truth=truth, shown=shown)
 
     @staticmethod
     def join(parts: Sequence[Completions]) -> Completions:
@@ -99,4 +104,5 @@ class Completions:
             read=None if parts[0].read is None else stacked([part.read for part in parts if part.read is not None]),
             allowed=None if parts[0].allowed is None else stacked([part.allowed for part in parts if part.allowed is not None]),
             truth=None if parts[0].truth is None else stacked([part.truth for part in parts if part.truth is not None]),
+            shown=tuple(row for part in parts for row in part.shown or ((),) * len(part.which)),
         )

@@ -19,6 +19,7 @@ from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.language.shown import conversation
 from mmalign.policies.language.vision import Prompt, inputs_of
 from mmalign.types import UserError
 
@@ -26,12 +27,10 @@ PLACES = re.compile(r"\{(?:prompt|own|other)\}")
 
 
 class Others(NamedTuple):
-    """prompts: ids of each, which: ``[R]`` the one of each row that it is for, extras: further inputs of each; as in
-    ``prefixes.Sequences``."""
+    """encoded: P prompts. which: ``[R]`` the one of each row that it is for."""
 
-    prompts: Sequence[Tensor]
+    encoded: Sequence[Prompt]
     which: Tensor
-    extras: Sequence[Mapping[str, Tensor]]
 
 
 def others(  # all that a contrast depends on
@@ -50,14 +49,14 @@ def others(  # all that a contrast depends on
         following = completions.following[own]
         if bool((following == own).any()):
             raise UserError("contrast mismatched: got rows of one prompt, takes two or more in a step")
-        return Others(completions.prompts, following, completions.extras)
+        return Others(completions.encoded, following)
     if worded(systems.get(name)):
         return _shown(completions, str(systems[name]), rows, room)
     contrasts = completions.contrasts
     if name not in contrasts:
         sources = completions.sources
         contrasts[name] = _ablated(completions, ablation, room) if name == "ablated" else _under_system(sources, name, systems, room)
-    return Others([torch.tensor(prompt.ids) for prompt in contrasts[name]], own, inputs_of(room.chat.vision, contrasts[name]))
+    return Others(contrasts[name], own)
 
 
 def _ablated(completions: Completions, ablation: Ablation, room: Room) -> list[Prompt]:
@@ -85,7 +84,7 @@ def _shown(completions: Completions, words: str, rows: tuple[Tensor, Tensor], ro
         known = {"{prompt}": question(source), "{own}": answers[place], "{other}": answers[min(place ^ 1, len(answers) - 1)]}
         asked = PLACES.sub(lambda match, known=known: known[match[0]], words)  # type: ignore[misc]
         prompts.append(room.prompt(_reworded(source, asked), number))
-    return Others([torch.tensor(prompt.ids) for prompt in prompts], torch.arange(len(numbers)), inputs_of(room.chat.vision, prompts))
+    return Others(prompts, torch.arange(len(numbers)))
 
 
 def _reworded(source: Any, words: str) -> Any:
@@ -108,6 +107,16 @@ def _under_system(sources: Sequence[Any], name: str, systems: Mapping[str, str],
 
 def sequences(held: Completions, rows: Tensor, behind: Others | None = None) -> Sequences:
     """Some rows as token ids; behind other prompts, where they are given."""
-    behind = behind or Others(held.prompts, held.which[rows], held.extras)
+    encoded, which = behind or Others(held.encoded, held.which[rows])
+    ids = held.prompts if behind is None else [torch.tensor(prompt.ids) for prompt in encoded]
+    extras = held.extras if behind is None else inputs_of(held.vision, encoded)
     read, allowed = (None if table is None else table[rows] for table in (held.read, held.allowed))
-    return Sequences(behind.prompts, behind.which, held.tokens[rows], held.lengths[rows], behind.extras, read, allowed)
+    inside = [_inside(held, row, encoded[place]) for row, place in zip(rows.tolist(), which.tolist(), strict=True)] if held.shown else []
+    return Sequences(ids, which, held.tokens[rows], held.lengths[rows], extras, read, allowed, inside if any(inside) else ())
+
+
+def _inside(held: Completions, row: int, prompt: Prompt) -> Mapping[str, Tensor]:
+    """Further inputs of a whole row in which pictures are shown, behind a prompt; nothing where there are none."""
+    if not held.shown[row] or held.vision is None:
+        return {}
+    return held.vision.inputs(conversation(prompt, held.tokens[row, : held.lengths[row]].tolist(), held.shown[row]))

@@ -1,6 +1,7 @@
 """Linear heads on a language model's hidden states: what methods ask of a step besides its probability, trained and kept with the rest.
 
-``value``: what a critic expects; it starts at 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
+``value``: what a critic expects; it starts at 0. ``q1``, ``q2``, ``v1``, ``v2``: what two critics expect behind and
+before a turn; they start apart, close to 0. ``reward_mask`` and ``kl_mask`` (SparsePO): ``relu(W h + b)`` on the hidden states of the
 reference, from 1 on, so that training starts as TDPO's. ``degree``: the log-probability of how much of an answer was taken out of it.
 ``dead_end``: ``-sigmoid(W h + b)`` for each word, minus how surely a bad end follows it; close to 0 at first.
 """
@@ -19,11 +20,14 @@ from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import Need, UserError
 
-HeadName = Literal["value", "degree", "dead_end", "reward_mask", "kl_mask"]
+HeadName = Literal["value", "q1", "q2", "v1", "v2", "degree", "dead_end", "reward_mask", "kl_mask"]
 MASKS = frozenset({"reward_mask", "kl_mask"})
 OF_REFERENCE = MASKS | {"activation"}
 """What is read off the reference's hidden states, by a head or as it is."""
-HEADS = frozenset({"value", "degree", "dead_end"}) | MASKS
+CRITICS = ("q1", "q2", "v1", "v2")
+HEADS = frozenset({"value", "degree", "dead_end", *CRITICS}) | MASKS
+APART = 0.1
+"""How far the critics' first weights are from 0, in units of one over the square root of the width: two that start alike stay alike."""
 SAFE = -4.0
 """The bias of ``dead_end`` at the start: a bad end is taken to follow a word in one case of 56."""
 TRIED = 4
@@ -42,6 +46,9 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
         words = model.get_output_embeddings().weight.shape[0]
         heads[name] = layer = nn.Linear(width, {"degree": DEGREES, "dead_end": words}.get(name, 1), device=device)
         nn.init.zeros_(layer.weight)
+        if name in CRITICS:
+            rng = torch.Generator().manual_seed(CRITICS.index(name))
+            layer.weight.data.copy_(APART * width**-0.5 * torch.randn(layer.weight.shape, generator=rng))
         nn.init.constant_(layer.bias, {**dict.fromkeys(MASKS, 1.0), "dead_end": SAFE}.get(name, 0.0))
     sets.add(heads)
     return heads

@@ -29,6 +29,7 @@ class Sequences:
     number for each token ``[1, L]`` (``..._token_type_ids``), and others (pixels), which go side by side along their first dimension;
     empty where there are none. read: ``[R, T]``, what is read of a completion in place of its own tokens (teacher forcing); None: those.
     allowed: ``[R, T, W]`` uint8, the words that each token was drawn from, as ``likely.packed`` has them; None: all.
+    inside: of each row, further inputs of all of it where pictures are shown in its completion; empty where there are none.
     """
 
     prompts: Sequence[Tensor]
@@ -38,6 +39,7 @@ class Sequences:
     extras: Sequence[Mapping[str, Tensor]] = ()
     read: Tensor | None = None
     allowed: Tensor | None = None
+    inside: Sequence[Mapping[str, Tensor]] = ()
 
     def __len__(self) -> int:
         return len(self.which)
@@ -70,12 +72,16 @@ def moved(rows: Sequences, device: torch.device) -> Sequences:
         lengths=rows.lengths.to(device),
         extras=[{name: value.to(device) for name, value in inputs.items()} for inputs in rows.extras],
         read=None if rows.read is None else rows.read.to(device),
+        inside=[{name: value.to(device) for name, value in inputs.items()} for inputs in rows.inside],
     )
 
 
 def run(backbone: nn.Module, rows: Sequences, *, shared: bool = True) -> Tensor:
-    """Hidden states ``[R, T, H]``: at ``[r, t]`` the one that predicts token t of row r. Cells beyond a row's length hold anything."""
-    return _shared(backbone, rows) if shared else _plain(backbone, rows)
+    """Hidden states ``[R, T, H]``: at ``[r, t]`` the one that predicts token t of row r. Cells beyond a row's length hold anything.
+
+    Rows with pictures in their completions, and those beside them, run each with its own prompt: a picture is no word to go on with.
+    """
+    return _shared(backbone, rows) if shared and not rows.inside else _plain(backbone, rows)
 
 
 def prefill(backbone: nn.Module, prompts: Sequence[Tensor], extras: Sequence[Mapping[str, Tensor]], device: torch.device) -> Prefilled:
@@ -143,8 +149,12 @@ def _plain(backbone: nn.Module, rows: Sequences) -> Tensor:
         ids[row, :size] = rows.prompts[which].to(device)
         ids[row, size : size + length] = rows.tokens[row, :length]
     extras = [rows.extras[prompt] for prompt in rows.which.tolist()] if rows.extras else []
+    known = sizes.tolist()
+    if rows.inside:
+        extras = [inputs or (extras[row] if extras else {}) for row, inputs in enumerate(rows.inside)]
+        known = [size + length * bool(inputs) for size, length, inputs in zip(known, rows.lengths.tolist(), rows.inside, strict=True)]
     arguments = _mask_and_positions(backbone, mask.long(), torch.arange(ids.shape[1], device=device).expand_as(ids), extras)
-    arguments |= together(extras, sizes.tolist(), ids.shape[1], left=False, answer=ANSWER_TYPE.get(_kind(backbone), 0))
+    arguments |= together(extras, known, ids.shape[1], left=False, answer=ANSWER_TYPE.get(_kind(backbone), 0))
     states = backbone(input_ids=ids, **arguments, use_cache=False, return_dict=True).last_hidden_state
     places = (sizes.unsqueeze(1) - 1 + torch.arange(width, device=device)).clamp(max=ids.shape[1] - 1)
     completion_states: Tensor = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))

@@ -11,29 +11,40 @@ from collections.abc import Sequence
 from mmalign.conversations import Turn, media_of, texts_of
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.templates import PROBE
+from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
 SAID = "assistant-said-this"  # what stands for a turn of the policy's
 
 
-def reply_ids(chat: Chat, replies: Sequence[Turn]) -> tuple[list[int], list[Turn]]:
-    """Tokens from behind the end of a turn of the policy's to where it answers again, and the replies as they were written.
+def read_reply(chat: Chat, replies: Sequence[Turn]) -> tuple[Prompt, list[Turn]]:
+    """What stands from behind the end of a turn of the policy's to where it answers again, and the replies as they were written.
 
     Tools' turns get the ids that some templates ask for (nine letters, by their places). A template that refuses them is given them as the
     user's. Without a template it is the words alone.
-    Errors: UserError where the template refuses or drops a reply.
+    Pictures go through the processor, as those of a prompt do.
+    Errors: UserError where the template refuses or drops a reply, for pictures that cannot be read or that the model does not see, videos.
     """
-    if media_of(replies):
-        raise UserError("policy.turns.environment: replied with an image or a video; takes words")
+    _refuse_media(chat, replies)
     if not chat.template:
-        return chat.ids("".join(text for turn in replies for text in texts_of(turn))), list(replies)
+        return chat.piece("".join(text for turn in replies for text in texts_of(turn)), ()), list(replies)
     before: list[Turn] = [*PROBE, {"role": "assistant", "content": SAID}]
     as_users = [{**turn, "role": "user"} if turn.get("role") == "tool" else turn for turn in replies]
     numbered = [{"tool_call_id": f"{place:09d}", **turn} if turn.get("role") == "tool" else turn for place, turn in enumerate(replies)]
     for given, added in ((numbered, list(replies)), (as_users, as_users)):
         text, why = chat.tried([*before, *given])
         if text is not None and SAID in text:
-            ids = chat.ids(text[text.find(SAID) + len(SAID) :])
-            end = next((place for place, token in enumerate(ids) if token in chat.stops), -1)
-            return ids[end + 1 :], added
+            piece = chat.piece(text[text.find(SAID) + len(SAID) :], media_of(replies))
+            end = next((place for place, token in enumerate(piece.ids) if token in chat.stops), -1)
+            return piece.window(end + 1, len(piece)), added
     raise UserError(f"policy.turns.environment: the chat template {why or 'leaves out what the assistant says'}")
+
+
+def _refuse_media(chat: Chat, replies: Sequence[Turn]) -> None:
+    media = media_of(replies)
+    if any(medium.kind != "image" for medium in media):
+        raise UserError("policy.turns.environment: replied with a video; takes words and images")
+    if media and chat.vision is None:
+        raise UserError("policy.turns.environment: replied with an image, and the policy is a language model without eyes; takes words")
+    if media and not chat.template:
+        raise UserError("policy.turns.environment: replied with an image, and without a chat template a reply is its words; takes one")

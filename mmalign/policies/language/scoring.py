@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST
+from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST, of_set
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.activations import mean_activations
 from mmalign.policies.language.fitting import Running
@@ -51,12 +51,15 @@ class Scorer:
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
         of_heads = {need for need in numbers if need.kind in HEADS}
+        of_sets = {need for need in of_heads if need.name}
         places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
             wanted_cells = cells[part]
             width = int(wanted_cells.any(0).nonzero().max()) + 1 if bool(wanted_cells.any()) else 0
             if not width:
                 continue
+            if rows.inside:  # no picture is cut, whatever is wanted before it
+                width = max(width, int(rows.lengths[part].max()))
             sequences = picked(rows, part, width, self.device)
             inside = wanted_cells[:, :width].to(self.device)
             others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
@@ -66,9 +69,12 @@ class Scorer:
             settings = {**manner, "at_once": self.at_once, "others": others}
             table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
             drawing = distribution(*others["start"], **manner) if DEAD_END in of_heads and "start" in others else None
-            for name in (need.kind for need in sorted(of_heads)):
+            for name in (need.kind for need in sorted(of_heads - of_sets)):
                 states = others["ref"][1] if name in MASKS else hidden
                 table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], drawing)
+            if using is not None:
+                for name in sorted({need.name for need in of_sets}):
+                    table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
             if ACTIVATION in numbers and using:
                 with using("ref") as fit:
                     table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
@@ -94,6 +100,16 @@ class Scorer:
         finally:
             for layer in self.layers:
                 layer.training = False
+
+    def _of_set(
+        self, name: str, kinds: Sequence[str], using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences,
+        inside: Tensor,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """What heads of these kinds say, ``[N]`` each, where the parameters, theirs among them, are a named set's; without gradient."""
+        with torch.no_grad(), using(name) as fit:
+            states, tokens = fit.states(rows)[inside.to(fit.device)], rows.tokens[inside]
+            said = [head_tables(kind, self.heads[kind], states, tokens, None) for kind in kinds]
+        return {of_set(need, name): values for table in said for need, values in table.items()}
 
     def _reference(
         self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
@@ -141,4 +157,5 @@ def picked(rows: prefixes.Sequences, part: Tensor, width: int, device: torch.dev
         extras=[{name: value.to(device) for name, value in rows.extras[place].items()} for place in used.tolist()] if rows.extras else (),
         read=None if rows.read is None else rows.read[part, :width].to(device),
         allowed=None if rows.allowed is None else rows.allowed[part, :width].to(device),
+        inside=[{name: value.to(device) for name, value in rows.inside[row].items()} for row in part.tolist()] if rows.inside else (),
     )

@@ -8,6 +8,7 @@ the next (``replies.py``). Every further turn runs its row's beginning anew; row
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.abilities import Tooled
-from mmalign.conversations import Turn
+from mmalign.abilities import Joined, Tooled
+from mmalign.conversations import Turn, held
+from mmalign.media import Broken
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.replies import reply_ids
+from mmalign.policies.language.replies import read_reply
+from mmalign.policies.language.shown import Shown, before, conversation
 from mmalign.policies.language.vision import Prompt
 from mmalign.policies.settings import EngineSettings, Turns
 from mmalign.types import UserError
@@ -34,12 +37,14 @@ Draw = Callable[[Sequence[Prompt], Tensor, Tensor, Tensor], Drawn]
 class Spoken(NamedTuple):
     """Rows as they were said. drawn: with what the environment said among the tokens, whose ``log_probs`` are NaN; ``cut`` also where a
     reply had no room. own: ``[R, T]`` bool, tokens of the policy. outputs: a text of each row, or its turns where there is an environment.
-    counted: name -> mean over rows: ``turns`` of the policy, ``environment_errors`` (replies that say ``error: true``)."""
+    counted: name -> mean over rows: ``turns`` of the policy, ``environment_errors`` (replies that say ``error: true``), ``pictures`` that
+    it was shown, where it sees. shown: of each row the replies with pictures."""
 
     drawn: Drawn
     own: Tensor
     outputs: list[Any]
     counted: dict[str, float]
+    shown: tuple[Shown, ...] = ()
 
 
 class _Line(NamedTuple):
@@ -63,6 +68,7 @@ class _Row:
     sampled: list[bool] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     allowed: list[Tensor] = field(default_factory=list)
+    shown: Shown = ()
     cut: bool = False
 
     def add(self, line: _Line) -> None:
@@ -73,8 +79,9 @@ class _Row:
         self.log_probs += line.log_probs
         self.allowed.append(line.allowed)
 
-    def hear(self, ids: Sequence[int]) -> None:
-        """Tokens of the environment."""
+    def hear(self, reply: Prompt) -> None:
+        """Tokens of the environment, with the pictures that they stand for."""
+        ids, self.shown = reply.ids, (*self.shown, (len(self.ids), reply)) if reply.media else self.shown
         self.ids += ids
         self.own += [False] * len(ids)
         self.sampled += [False] * len(ids)
@@ -97,7 +104,7 @@ class _Row:
         allowed = torch.cat(self.allowed)[:end]
         return replace(
             self, said=self.said[:said], ids=self.ids[:end], own=[False] * end, log_probs=[torch.nan] * end,
-            allowed=[allowed] if end else [], sampled=self.sampled[:end], cut=False,
+            allowed=[allowed] if end else [], sampled=self.sampled[:end], shown=before(self.shown, end), cut=False,
         )  # fmt: skip
 
     def forget(self, turn: int) -> None:
@@ -107,6 +114,8 @@ class _Row:
 
     def so_far(self) -> Prompt:
         """All of it as a prompt."""
+        if self.shown:
+            return conversation(self.prompt, self.ids, self.shown)
         types = {name: (*values, *(0,) * len(self.ids)) for name, values in self.prompt.types.items()}
         return replace(self.prompt, ids=(*self.prompt.ids, *self.ids), types=types)
 
@@ -116,13 +125,30 @@ def tools_of(turns: Turns | None) -> Sequence[Mapping[str, Any]]:
     return turns.environment.schemas if turns is not None and isinstance(turns.environment, Tooled) else ()
 
 
-def refuse_turns(turns: Turns | None, engine: EngineSettings | None) -> None:
-    """UserError for an environment that is none, and for turns that a server would draw."""
+def refuse_turns(turns: Turns | None, engine: EngineSettings | None, *, sees: bool) -> None:
+    """UserError for an environment that is none, one that shows pictures to a model without eyes, and turns that a server would draw."""
     if turns is not None and not callable(turns.environment):
         got = type(turns.environment).__name__
         raise UserError(f"policy.turns.environment: got a {got}, takes a callable (conversations) -> replies")
+    if not sees and (looking := getattr(turns and turns.environment, "looks", ())):
+        why = "looks at pictures, and the policy is a language model without eyes"
+        raise UserError(f"policy.turns.environment: {', '.join(looking)} {why}; takes a vision-language model, or other tools")
     if turns is not None and engine is not None:
         raise UserError("policy.engine: got turns too, and a server draws one answer to a prompt; takes one of them")
+
+
+def introduced(turns: Turns | None, policy: Any) -> Turns | None:
+    """Turns whose environment knows the policy: its reference may play a part in it, in single answers."""
+    if turns is not None and isinstance(turns.environment, Joined) and turns.environment.awaits:
+
+        def answers(prompts: list[Any], seeds: list[int], **call: Any) -> list[Any]:
+            alone = copy.copy(policy)
+            alone.turns = None
+            with policy.using("ref"):
+                return alone.generate(prompts, seeds, **call)  # type: ignore[no-any-return]
+
+        turns.environment.join(answers)
+    return turns
 
 
 def spoken(
@@ -150,7 +176,7 @@ def spoken(
         for first in leaders:
             rows[first].forget(_parting(rows[first], uniform[first]))
         _played(turns, chat, rows, [number for number in every.tolist() if number not in set(leaders)], begin)
-    return _joined(rows)
+    return _joined(rows, sees=chat.vision is not None)
 
 
 class _Beginning(NamedTuple):
@@ -229,12 +255,12 @@ def _answered(turns: Turns, chat: Chat, rows: Sequence[_Row], alive: Sequence[in
         row = rows[number]
         if not reply:
             continue
-        ids, added = reply_ids(chat, reply)
-        if len(row.ids) + len(ids) >= uniform.shape[1]:
+        read, added = read_reply(chat, reply)
+        if len(row.ids) + len(read) >= uniform.shape[1]:
             row.cut = True
             continue
         row.said += added
-        row.hear(ids)
+        row.hear(read)
         going.append(number)
     return going
 
@@ -263,7 +289,10 @@ def _replies(turns: Turns, talks: list[list[Turn]], seeds: list[int]) -> list[li
     if not isinstance(replies, (list, tuple)) or len(replies) != len(talks):
         what = f"{len(replies)} replies" if isinstance(replies, (list, tuple)) else f"a {type(replies).__name__}"
         raise UserError(f"policy.turns.environment: got {what} for {len(talks)} conversations, takes a list of as many")
-    return [_as_turns(reply) for reply in replies]
+    try:
+        return [[held(turn) for turn in _as_turns(reply)] for reply in replies]
+    except Broken as error:
+        raise UserError(f"policy.turns.environment: replied with a picture: {error}") from error
 
 
 def _as_turns(reply: Any) -> list[Turn]:
@@ -279,7 +308,7 @@ def _as_turns(reply: Any) -> list[Turn]:
     return turns
 
 
-def _joined(rows: Sequence[_Row]) -> Spoken:
+def _joined(rows: Sequence[_Row], *, sees: bool) -> Spoken:
     """Rows as tables, filled up to the longest."""
     width = max(len(row.ids) for row in rows)
 
@@ -295,5 +324,8 @@ def _joined(rows: Sequence[_Row]) -> Spoken:
     )
     turns = [row.turns for row in rows]
     errors = [sum(bool(turn.get("error")) for turn in row.said) for row in rows]
+    pictures = [sum(len(reply.media) for _, reply in row.shown) for row in rows]
     counted = {"turns": sum(turns) / len(rows), "environment_errors": sum(errors) / len(rows)}
-    return Spoken(drawn, table([row.own for row in rows], torch.bool), [row.said for row in rows], counted)
+    counted |= {"pictures": sum(pictures) / len(rows)} if sees else {}
+    shown = tuple(row.shown for row in rows)
+    return Spoken(drawn, table([row.own for row in rows], torch.bool), [row.said for row in rows], counted, shown)

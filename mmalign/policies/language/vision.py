@@ -33,6 +33,7 @@ class Prompt:
 
     ids: its tokens. text: what the processor read. media: in their order. spans: of each medium the tokens, from and up to, that the
     processor wrote for it. types: further inputs with a number for each token. digest: of the ids and pixels; empty without media.
+    parts: of a conversation in which pictures are shown later, what was read apart: its prompt, and each reply (``shown.py``).
     """
 
     ids: tuple[int, ...]
@@ -41,6 +42,7 @@ class Prompt:
     spans: tuple[Span, ...] = ()
     types: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     digest: str = ""
+    parts: tuple[Prompt, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +74,7 @@ class Vision:
         tokens = {kind: getattr(processor, f"{kind}_token", None) for kind, reader in readers.items() if getattr(processor, reader, None)}
         self.tokens: dict[str, str] = {kind: str(token) for kind, token in tokens.items() if token is not None}
         self.kept: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
+        self.along: dict[Any, dict[str, int]] = {}  # shapes of pixels, and of those behind them -> the dimension that they are joined along
 
     def laid_out(self, text: str) -> str:
         """Words alone as the processor hands them to its tokenizer: some put BOS before them."""
@@ -108,8 +111,12 @@ class Vision:
     def inputs(self, prompt: Prompt) -> dict[str, Tensor]:
         """What the model takes beside the ids of a prompt. Errors: UserError where it is not what the prompt was read with."""
         types = {name: torch.tensor([values]) for name, values in prompt.types.items()}
-        if not prompt.media:
-            return types
+        if prompt.parts:
+            return {**self._together([part for part in prompt.parts if part.media]), **types}
+        return {**self._again(prompt), **types} if prompt.media else types
+
+    def _again(self, prompt: Prompt) -> dict[str, Tensor]:
+        """The pixels of a prompt, made again where they are not kept."""
         key = _key(prompt.text, prompt.media)
         if key not in self.kept:
             features = self.process(prompt.text, prompt.media)
@@ -121,7 +128,32 @@ class Vision:
                 )
             self._keep(prompt.text, prompt.media, pixels)
         self.kept.move_to_end(key)
-        return {**self.kept[key], **types}
+        return self.kept[key]
+
+    def _together(self, parts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Pixels of what was read apart as those of one conversation, in the order of its pictures.
+
+        Errors: UserError where the processor itself makes other pixels, or another number of tokens, of them together.
+        """
+        pixels = self._again(parts[0])
+        for count, part in enumerate(parts[1:], start=2):
+            more = self._again(part)
+            shapes = tuple((name, tuple(value.shape)) for some in (pixels, more) for name, value in some.items())
+            if shapes not in self.along:
+                self.along[shapes] = self._compared(parts[:count], pixels, more)
+            pixels = {name: behind(value, more[name], self.along[shapes][name]) for name, value in pixels.items()}
+        return pixels
+
+    def _compared(self, parts: Sequence[Prompt], pixels: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, int]:
+        """The dimensions along which the processor puts ``more`` behind ``pixels``, by what it makes of all media in one call."""
+        features = self.process("\n".join(part.text for part in parts), [medium for part in parts for medium in part.media])
+        whole, ids = self._pixels(features), features["input_ids"][0].tolist()
+        count = [sum(token in self.placeholders for token in some) for some in (ids, [token for part in parts for token in part.ids])]
+        along = {name: joined_along(pixels[name], more[name], value) for name, value in whole.items() if name in pixels and name in more}
+        if count[0] != count[1] or not whole.keys() == along.keys() == pixels.keys() or any(place is None for place in along.values()):
+            name = type(self.processor).__name__
+            raise UserError(f"{name}: reads a picture otherwise once another stands behind it; takes a model that reads each as it is")
+        return {name: place for name, place in along.items() if place is not None}
 
     def changed(self, prompt: Prompt, change: Any) -> Prompt:
         """A prompt whose media are changed, before the same tokens; one without any stays as it is."""
@@ -290,6 +322,29 @@ def placeholders(model: Any) -> frozenset[int]:
 def inputs_of(vision: Vision | None, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:
     """Further inputs of some prompts, none where a model takes words alone."""
     return Inputs(vision, prompts) if vision is not None and any(prompt.media or prompt.types for prompt in prompts) else ()
+
+
+def behind(first: Tensor, second: Tensor, along: int) -> Tensor:
+    """Two tensors as one along a dimension, filled up with zeros in the others."""
+    sizes = [max(pair) for pair in zip(first.shape, second.shape, strict=True)]
+    filled = []
+    for part in (first, second):
+        whole = part.new_zeros([part.shape[place] if place == along else size for place, size in enumerate(sizes)])
+        whole[tuple(slice(0, size) for size in part.shape)] = part
+        filled.append(whole)
+    return torch.cat(filled, along)
+
+
+def joined_along(first: Tensor, second: Tensor, whole: Tensor) -> int | None:
+    """The dimension along which two tensors are ``whole``, up to one step of eight bits in pixels; None for none."""
+    if not first.ndim == second.ndim == whole.ndim:
+        return None
+    for place in range(whole.ndim):
+        if whole.shape[place] == first.shape[place] + second.shape[place]:
+            both = behind(first, second, place)
+            if both.shape == whole.shape and torch.allclose(both.double(), whole.double(), rtol=0, atol=0.02):
+                return place
+    return None
 
 
 def _by_token(name: str) -> bool:

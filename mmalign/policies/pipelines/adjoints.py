@@ -17,7 +17,7 @@ from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls
 from mmalign.policies.pipelines.score_differences import Distilled
 from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
 from mmalign.samplers import adjoints as carrying
-from mmalign.samplers.adjoints import Plan, RewardGradient
+from mmalign.samplers.adjoints import Plan, RewardGradient, by_chunk
 from mmalign.types import Level, Rollout, UserError
 
 
@@ -25,39 +25,49 @@ def adjoints(  # all that a gradient depends on
     policy: Distilled, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
     *, rows_at_once: int, seeds: Tensor | None = None, latents: bool = False, decode: bool = True,
 ) -> Rollout:  # fmt: skip
-    """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit."""
+    """See ``abilities.Differentiable``. Errors: UserError for a plan that the schedule does not fit.
+
+    A video that is made in chunks is a sample for each: a plan of its own, whose gradients end where the chunk begins, with all the others
+    as they were made. So what a chunk does to those that go on from it is not in its gradient, as where a student forces itself
+    (Self Forcing, arXiv 2506.08009, whose keys and values of frames before have no graph; recalled).
+    """
     held: Trajectories = rollout.held
-    plan = how.plan(held.random, rng)
-    refuse_chunks(policy, held, plan, how)
+    refuse_chunks(policy, held, how)
+    plans = by_chunk(how.plan, held.random, held.chunk if len(held.chunk) else torch.zeros(len(held.random)), rng)
     copies = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
-    if how.copies > 1 and plan.last == 0:
+    if how.copies > 1 and any(plan.last == 0 for plan in plans):
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
-
-    def value(leaf: Tensor, rows: Tensor) -> Tensor:
-        return utility(decoded(policy, rollout, rows, leaf) if decode else None, rows, *([leaf] if latents else []))
-
     own = torch.zeros((len(rollout), 0), dtype=torch.int64) if seeds is None else seeds
-    parts = [
-        _of_rows(policy, rollout, how, plan, rows, (copies, own), value)
-        for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
-    ]
-    made = tuple(Adjoint.join(same) for same in zip(*parts, strict=True))
-    squares = torch.zeros(len(rollout), len(plan.trained), dtype=torch.float64)
+    made = list[Adjoint]()
+    for plan in plans:
+        ends = None if len(plans) == 1 else plan.start + len(plan.trained) - 1
+        value = partial(_value, policy, rollout, utility, latents=latents, decode=decode, column=ends)
+        calls = in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
+        parts = [_of_rows(policy, rollout, how, plan, rows, (copies, own), value) for rows in calls]
+        made += [Adjoint.join(same) for same in zip(*parts, strict=True)]
+    squares = torch.zeros(len(rollout), len(held.random), dtype=torch.float64)
     for adjoint in made:
         squares[:, adjoint.column] += adjoint.vector.double().flatten(1).square().sum(1)
-    facts = {**rollout.facts, str(ADJOINT_SIZE): squares.sqrt()}
-    return replace(rollout, mask=plan.trained.repeat(len(rollout), 1), held=replace(held, adjoints=made), facts=facts)
+    facts, trained = {**rollout.facts, str(ADJOINT_SIZE): squares.sqrt()}, torch.cat([plan.trained for plan in plans])
+    return replace(rollout, mask=trained.repeat(len(rollout), 1), held=replace(held, adjoints=tuple(made)), facts=facts)
 
 
-def refuse_chunks(policy: Played, held: Trajectories, plan: Plan, how: RewardGradient) -> None:
-    """Errors: UserError for what has to see chunks of a video behind each other: a later one goes on from those before by more than its
-    first latent, and a probe knows of no chunk before."""
-    made = f"method: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks"
-    if held.chunks > 1 and (how.differences or how.subjects):
-        raise UserError(f"{made}, and what is asked at noised latents knows the first one alone; takes policy gradients")
-    if held.chunks > 1 and held.chunk[plan.trained].min() < held.chunk.max():
-        last = int((held.chunk == held.chunk.max()).sum())
-        raise UserError(f"{made}, and gradients of rewards go back through the last one; takes its steps, the last {last}")
+def _value(  # all that a reward is asked with
+    policy: Distilled, rollout: Rollout, utility: Callable[..., Tensor], leaf: Tensor, rows: Tensor,
+    *, latents: bool, decode: bool, column: int | None,
+) -> Tensor:  # fmt: skip
+    """What is maximised of some rows, ``[R]``, with last latents ``leaf``, or those of the chunk that ends with the step ``column``."""
+    return utility(decoded(policy, rollout, rows, leaf, column) if decode else None, rows, *([leaf] if latents else []))
+
+
+def refuse_chunks(policy: Played, held: Trajectories, how: RewardGradient) -> None:
+    """Errors: UserError for what would have to see chunks of a video behind each other: what is carried back under other parameters, to
+    every step's own value, is another without the chunks that go on from a step."""
+    if held.chunks > 1 and (how.subjects or how.under != "current"):
+        raise UserError(
+            f"method: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks, and no step's value is known without those "
+            "behind it; takes policy gradients, or a gradient of the steps of each chunk (draft, refl, dmd2)"
+        )
 
 
 def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Transition) -> Tensor:
@@ -80,9 +90,9 @@ def _of_rows(
     held: Trajectories = rollout.held
     there = partial(at_work, policy, rows)
 
-    def outcome(column: int, x: Tensor) -> Tensor:
-        step = transition_at_once(policy, rollout, rows, column, x, through=how.through)
-        return step.clean if column == plan.end else step.mean
+    def outcome(number: int, x: Tensor) -> Tensor:
+        step = transition_at_once(policy, rollout, rows, plan.start + number, x, through=how.through)
+        return step.clean if number == plan.end else step.mean
 
     def under() -> AbstractContextManager[None]:
         return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
@@ -93,27 +103,42 @@ def _of_rows(
         return carrying.of_reward(lambda leaf: value(leaf, rows), sample) / how.copies
 
     with torch.no_grad():
-        last = None if plan.end is None else transition_at_once(policy, rollout, rows, plan.end)
-        sample = there(held.x_next[-1]) if last is None else last.clean
-        seeds, of_differences = seeds_of
-        pulls = (
-            [] if last is None else score_differences.pulls(policy, rollout, rows, plan.last, last, of_differences[rows], how.differences)
-        )
+        place = plan.start + plan.last
+        last = None if plan.end is None else transition_at_once(policy, rollout, rows, place)
+        sample = there(held.x_next[place]) if last is None else last.clean
+        seeds, of_differences = (some + plan.start for some in seeds_of)  # each chunk has noise of its own
+        pulls = [] if last is None else score_differences.pulls(policy, rollout, rows, place, last, of_differences[rows], how.differences)
         pulled = sum((pull.to(sample) for pull in pulls), torch.zeros_like(sample))
-        if how.tail < 1:
+        if how.tail < 1 and held.chunks > 1:
+            pulled = pulled * _share_of_chunk(how.tail, int(held.chunk[place]), held.chunks)
+        elif how.tail < 1:
             pulled = pulled * weights_of(policy, last_frames(rollout.outputs[rows], how.tail), rollout.outputs[rows], sample).to(sample)
     running = partial(_running, policy, rollout, rows, how) if how.subjects else None
-    vectors = carrying.carried_back(plan, gradient(sample) + pulled, lambda column: there(held.x[column]), outcome, under, running)
-    points = {column: sample if column == plan.last else held.x_next[column][rows] for column in vectors}
-    made = [Adjoint(column, vectors[column].cpu(), points[column].cpu(), clean=column == plan.end) for column in sorted(vectors)]
+    vectors = carrying.carried_back(
+        plan, gradient(sample) + pulled, lambda number: there(held.x[plan.start + number]), outcome, under, running
+    )
+    made = list[Adjoint]()
+    for number in sorted(vectors):
+        point = sample if number == plan.last else held.x_next[plan.start + number][rows]
+        made.append(Adjoint(plan.start + number, vectors[number].cpu(), point.cpu(), clean=number == plan.end))
     with torch.no_grad():
-        levels = [transition_at_once(policy, rollout, rows, plan.last).level] * len(seeds) if len(seeds) else []
+        levels = [transition_at_once(policy, rollout, rows, place).level] * len(seeds) if len(seeds) else []
     for drawn, level in zip(seeds[:, rows], levels, strict=True):
         with torch.no_grad():
             x = level.signal * sample + level.noise * _noise(sample, drawn)
-            again = transition_at_once(policy, rollout, rows, plan.last, x.to(sample.dtype)).mean.to(sample.dtype)
-        made.append(Adjoint(plan.last, gradient(again).cpu(), again.cpu(), x.to(sample.dtype).cpu()))
+            again = transition_at_once(policy, rollout, rows, place, x.to(sample.dtype)).mean.to(sample.dtype)
+        made.append(Adjoint(place, gradient(again).cpu(), again.cpu(), x.to(sample.dtype).cpu()))
     return made
+
+
+def _share_of_chunk(tail: float, chunk: int, chunks: int) -> float:
+    """What a chunk counts where the last ``tail`` of those that are made do, 1 on average.
+
+    Examples:
+        >>> [round(_share_of_chunk(0.375, chunk, 4), 3) for chunk in range(4)]
+        [0.0, 0.0, 1.333, 2.667]
+    """
+    return min(max((chunk + 1) / chunks - (1 - tail), 0.0), 1 / chunks) * chunks / tail
 
 
 def _running(policy: Distilled, rollout: Rollout, rows: Tensor, how: RewardGradient, column: int) -> Tensor:

@@ -68,7 +68,10 @@ class Caller:
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         self.denoisers = {name: parts[name] for name in DENOISERS if name in parts}
         if not self.denoisers:
-            raise UserError(f"policy.pipeline: {type(pipe).__name__} has none of {', '.join(DENOISERS)}, so there is nothing to train")
+            raise UserError(
+                f"policy.pipeline: {type(pipe).__name__} registers {', '.join(parts) or 'no module'}; takes its denoiser under one of the "
+                f"names {', '.join(DENOISERS)}, by which it is known what is trained"
+            )
         # what need not run in steps that are over: the denoisers, and what only speaks to them
         self.still = {**self.denoisers, **{name: part for name, part in parts.items() if name.startswith("controlnet")}}
         self.away: Offloaded | None = None

@@ -20,6 +20,7 @@ from mmalign.policies.pipelines.attention import SubjectCost
 from mmalign.policies.pipelines.other_rows import other_prompts
 from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.trained_levels import training_schedule
+from mmalign.policies.pipelines.trajectories import Behind
 from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Kind, Level, Need, Prediction, Rollout, Steps, UserError
@@ -39,7 +40,7 @@ class Probed(Protocol):
         """What the first latent is, see ``diffusers.DiffusersPolicy``."""
         ...
 
-    def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
+    def probe(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, behind: Behind | None = None) -> Prediction:
         """See ``diffusers.DiffusersPolicy``."""
         ...
 
@@ -60,7 +61,8 @@ class Noised:
     each row. others: B prompts that do not fit, see ``forward``. refs: name -> ``[B, draws]`` bounds.
     predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
     weight: ``[B, ...]``, what each number of a latent counts; None: all alike. given: ``[B, ...]``, latents of data that nobody sampled,
-    one beside each row, of the prompts ``given_prompts``; None: there are none.
+    one beside each row, of the prompts ``given_prompts``; None: there are none. behind: the chunks before that of ``clean``, where a video
+    is made in several.
     """
 
     clean: Tensor
@@ -73,13 +75,15 @@ class Noised:
     weight: Tensor | None = None
     given: Tensor | None = None
     given_prompts: list[str] = field(default_factory=list)
+    behind: Behind | None = None
 
     def take(self, rows: Tensor) -> Noised:
         others = [self.others[row] for row in rows.tolist()]
         refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
         weight, given = (None if value is None else value[rows] for value in (self.weight, self.given))
         beside: dict[str, Any] = {"given": given, "given_prompts": [self.given_prompts[row] for row in rows.tolist() if given is not None]}
-        of_rows: dict[str, Any] = {"refs": refs, "predicted": predicted, "weight": weight, **beside}
+        behind = None if self.behind is None else self.behind.take(rows)
+        of_rows: dict[str, Any] = {"refs": refs, "predicted": predicted, "weight": weight, "behind": behind, **beside}
         return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, **of_rows)
 
     @staticmethod
@@ -95,6 +99,7 @@ class Noised:
             None if parts[0].weight is None else torch.cat([part.weight for part in parts if part.weight is not None]),
             None if parts[0].given is None else torch.cat([part.given for part in parts if part.given is not None]),
             [prompt for part in parts for prompt in part.given_prompts],
+            None if parts[0].behind is None else Behind.join([part.behind for part in parts if part.behind is not None]),
         )
 
 
@@ -207,7 +212,8 @@ class DenoisingErrors:
         x, timesteps, levels = self.at_level(noised, rows, column, clean)
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         prompts = [rollout.prompts[row] for row in rows.tolist()] if prompts is None else prompts
-        predicted, noise = self.predicted(prompts, x, timesteps, levels), noised.noise[noised.which[rows], column].to(clean)
+        behind = None if noised.behind is None else noised.behind.take(rows)
+        predicted, noise = self.predicted(prompts, x, timesteps, levels, behind), noised.noise[noised.which[rows], column].to(clean)
         own, target = self._in_target(predicted, wide), self._in_target(Prediction(clean, noise), wide)
         return Seen(-_halved(own, target, None if noised.weight is None else noised.weight[rows]), own, target)
 
@@ -219,19 +225,22 @@ class DenoisingErrors:
         wide = Level(*(value.view(-1, *(1,) * (clean.ndim - 1)) for value in levels))
         return wide.signal * clean + wide.noise * noise, self.schedule.timesteps[places].to(clean.device), levels
 
-    def predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Prediction:
-        """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once."""
+    def predicted(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, behind: Behind | None = None) -> Prediction:
+        """One call for all rows, or, for a pipeline whose call wants one time (``if t >= boundary``), one for each: found once. behind: as
+        of ``Noised``."""
         kind = type(self.of.pipe)
         if self.together.get(kind, True):
             try:
-                prediction = self.of.probe(prompts, x, timesteps, levels)
+                prediction = self.of.probe(prompts, x, timesteps, levels, behind)
                 self.together[kind] = True
                 return prediction
             except (RuntimeError, ValueError, TypeError) as error:
                 if kind in self.together or len(prompts) == 1 or isinstance(error, torch.OutOfMemoryError):
                     raise
-        rows = [slice(row, row + 1) for row in range(len(prompts))]
-        parts = [self.of.probe(prompts[row], x[row], timesteps[row], Level(*(value[row] for value in levels))) for row in rows]
+        parts = list[Prediction]()
+        for row in torch.arange(len(prompts)).split(1):
+            level, before = Level(*(value[row] for value in levels)), None if behind is None else behind.take(row)
+            parts.append(self.of.probe([prompts[int(row)]], x[row], timesteps[row], level, before))
         self.together[kind] = False
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
 

@@ -161,12 +161,33 @@ def held(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 # Where the first latent comes from
 
 
+class Part(NamedTuple):
+    """What a scheduler is shown of a row of latents: the numbers ``where [N]`` of its ``size``, flat, as ``shape``. The others are given,
+    as the first frame of a video that goes on from an image."""
+
+    where: Tensor
+    size: int
+    shape: tuple[int, ...]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """``[R, ...]`` of whole rows."""
+        return whole.flatten(1)[:, self.where.to(whole.device)].unflatten(1, self.shape)
+
+    def put(self, whole: Tensor, x: Tensor) -> Tensor:
+        """Whole rows with ``x [R, ...]`` in this part; with a graph from ``x`` on."""
+        return whole.flatten(1).index_copy(1, self.where.to(whole.device), x.flatten(1).to(whole)).view_as(whole)
+
+
 class Place(NamedTuple):
-    """The ``number``-th call of one of the pipeline's methods, and the item of what it returns (None: all of it)."""
+    """The ``number``-th call of one of the pipeline's methods, and the item of what it returns (None: all of it).
+
+    part: of that, what is the latent to the scheduler; None: all of it.
+    """
 
     method: str
     number: int
     item: int | None
+    part: Part | None = None
 
 
 def _makers(pipe: Any) -> list[str]:
@@ -175,23 +196,36 @@ def _makers(pipe: Any) -> list[str]:
     return [name for name in names if callable(getattr(type(pipe), name, None)) and not name.startswith("decode")]
 
 
+class Made(NamedTuple):
+    """The latents that a pipeline's methods have made in a call, and where."""
+
+    latents: list[tuple[Place, Tensor]]
+
+    def place(self, x: Tensor) -> Place | None:
+        """Where this very latent was made, the last such place; None for nowhere."""
+        same = [place for place, value in self.latents if value is x]
+        equal = [place for place, value in self.latents if value.shape == x.shape and torch.equal(value.to(x), x)]
+        return next(reversed([*equal, *same]), None)
+
+    def larger(self, x: Tensor) -> list[tuple[Place, Tensor]]:
+        """What was made of more numbers than ``x``, for as many rows: ``x`` may be a part of it. The first come first: what is made behind
+        the denoiser's call is nothing that it has seen."""
+        alike = [(place, value) for place, value in self.latents if value.is_floating_point() and value.ndim >= 3 and len(value) == len(x)]
+        return [(place, value) for place, value in alike if value.numel() > x.numel()]
+
+
 @contextmanager
-def watched(pipe: Any) -> Iterator[Callable[[Tensor], Place | None]]:
-    """Yields ``find(x) -> Place``: which of the methods that ran made this very latent, the last one first."""
-    latents: list[tuple[Place, Tensor]] = []
+def watched(pipe: Any) -> Iterator[Made]:
+    """Yields what the pipeline's methods make meanwhile."""
+    made = Made([])
 
     def note(name: str, number: int, result: Any) -> Any:
         items = list(enumerate(result)) if isinstance(result, (tuple, list)) else [(None, result)]
-        latents.extend((Place(name, number, item), value) for item, value in items if isinstance(value, Tensor))
+        made.latents.extend((Place(name, number, item), value) for item, value in items if isinstance(value, Tensor))
         return result
 
-    def find(x: Tensor) -> Place | None:
-        same = [place for place, value in latents if value is x]
-        equal = [place for place, value in latents if value.shape == x.shape and torch.equal(value.to(x), x)]
-        return next(reversed([*equal, *same]), None)
-
     with _wrapped(pipe, note):
-        yield find
+        yield made
 
 
 @contextmanager
@@ -202,11 +236,13 @@ def placed(pipe: Any, place: Place, x: Tensor) -> Iterator[None]:
         if (name, number) != place[:2]:
             return result
         own = result if place.item is None else result[place.item]
-        if own.shape != x.shape:
-            raise UserError(f"latents: got shape {list(x.shape)}, {type(pipe).__name__} takes {list(own.shape)}")
+        takes = own.shape if place.part is None else (len(own), *place.part.shape)
+        if tuple(x.shape) != tuple(takes):
+            raise UserError(f"latents: got shape {list(x.shape)}, {type(pipe).__name__} takes {list(takes)}")
+        whole = x.to(own) if place.part is None else place.part.put(own, x)
         if place.item is None:
-            return x.to(own)
-        return type(result)(x.to(own) if item == place.item else value for item, value in enumerate(result))
+            return whole
+        return type(result)(whole if item == place.item else value for item, value in enumerate(result))
 
     with _wrapped(pipe, put):
         yield

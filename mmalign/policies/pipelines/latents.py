@@ -52,9 +52,9 @@ def _refuse_other_pixels(pipe: Any, config: dict[str, Any], pixels: Tensor) -> N
 
 
 def _arranged(policy: Any, clean: Tensor) -> Tensor:
-    """Latents ``[B, C, ...]`` in the order that the denoiser has them in."""
+    """Latents ``[B, C, ...]`` in the order that the scheduler is shown them in, without what is given to the pipeline."""
     frames_first = any(type(module).__name__ in FRAMES_FIRST for module in policy.denoisers.values())
-    return clean.transpose(1, 2).contiguous() if frames_first else _packed(policy.pipe, clean)
+    return policy.shown(clean.transpose(1, 2).contiguous() if frames_first else _packed(policy.pipe, clean))  # type: ignore[no-any-return]
 
 
 def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Tensor:

@@ -8,29 +8,97 @@ import torch
 from torch import Tensor
 
 from mmalign.policies.pipelines.calling import Caller, unguided
-from mmalign.policies.pipelines.interception import Finished, Place
+from mmalign.policies.pipelines.interception import Finished, Part, Place, watched
+from mmalign.policies.pipelines.recording import ALL
+from mmalign.policies.pipelines.reference_models import First
+from mmalign.policies.pipelines.replay import laid_out
 from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.trajectories import Behind
 from mmalign.types import Level, Prediction, UserError
+
+BASE = 256  # of whole numbers up to which every type of latents is exact
+Places = dict[int, Place | None]
+"""Chunk of a video, 0 for all else -> where a pipeline makes its first latent, where it does not take one; kept once it is known."""
+
+
+@torch.no_grad()
+def first(caller: Caller, places: Places, example: Any, chunk: int = 0) -> First:
+    """The timesteps and levels of a call, or of one of its chunks, from the step that it starts with, and its first latent, whose place is
+    kept. example: a prompt. Errors: UserError for a chunk that the call does not come to.
+    """
+    firsts, latents = list[First](), list[Tensor]()
+
+    def answer(moment: Moment) -> Tensor:
+        if moment.chunk < chunk:
+            return moment.x
+        scheduler = caller.pipe.scheduler  # the one that is played
+        at = len(scheduler.schedule) - moment.left
+        levels = Level(*(value[at:] for value in scheduler.levels))
+        firsts.append(First(scheduler.schedule[at:], levels, tuple(moment.x.shape[1:]), moment.x.dtype))
+        latents.append(moment.x)
+        raise Finished
+
+    with watched(caller.pipe) as made:
+        caller.until_finished([example], [0], Player(answer), [example], skip=ALL if chunk else 0)
+    if (place := made.place(latents[0])) is None:
+        larger = made.larger(latents[0])
+        place = next((found for some in larger if (found := _of_part(caller, example, chunk, some, latents[0]))), None)
+    places[chunk] = place
+    return firsts[0]
+
+
+def _of_part(caller: Caller, example: Any, chunk: int, made: tuple[Place, Tensor], x: Tensor) -> Place | None:
+    """The place with the part of it that ``x`` is: the numbers 0, 1, 2, ... of a row are put there, a digit at a time, and those that the
+    scheduler is shown say which it was; None where it is shown others."""
+    (place, value), where, digit = made, torch.zeros(x[0].numel(), dtype=torch.int64), 0
+    numbers = torch.arange(value[0].numel())
+    while BASE**digit < len(numbers):
+        seen, put = list[Tensor](), (numbers // BASE**digit % BASE).view(1, *value.shape[1:]).expand_as(value).to(value)
+
+        def answer(moment: Moment, seen: list[Tensor] = seen) -> Tensor:
+            if moment.chunk < chunk:
+                return moment.x
+            seen.append(moment.x[0].flatten().cpu())
+            raise Finished
+
+        caller.until_finished([example], [0], Player(answer), [example], skip=ALL, place=(place, put))
+        if len(seen[0]) != len(where) or not bool(((seen[0] >= 0) & (seen[0] < BASE) & (seen[0] == seen[0].round())).all()):
+            return None
+        where, digit = where + seen[0].long() * BASE**digit, digit + 1
+    known = bool((where < len(numbers)).all()) and len(where.unique()) == len(where)
+    return place._replace(part=Part(where, len(numbers), tuple(x.shape[1:]))) if known else None
 
 
 def probed(  # all that a call of rows is
-    caller: Caller, place: Place | None, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, **beside: Any
+    caller: Caller, places: Places, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, behind: Behind | None = None,
+    **beside: Any,
 ) -> Prediction:  # fmt: skip
-    """Of all rows in one call, without guidance, with gradient. place: where the pipeline makes its first latent; None: it takes them.
+    """Of all rows in one call, without guidance, with gradient.
+
+    behind: the chunks before the one that is asked about: the call comes to it past what they became, the denoiser standing still.
     beside: arguments of the call.
 
     Errors: UserError for a pipeline whose first latent cannot be another.
     """
-    moments: list[Moment] = []
+    moments, chunk = list[Moment](), 0 if behind is None else len(behind.ends)
+    if chunk not in places:
+        first(caller, places, prompts[0], chunk)
 
     def answer(moment: Moment) -> Tensor:
+        if behind is not None and moment.chunk < chunk:
+            return laid_out(behind.ends[moment.chunk].to(x.device))
         moments.append(moment)
         raise Finished
 
     player = Player(answer, timesteps=timesteps, levels=levels)
+    seeds, skip = [0] * len(prompts), 0
+    if behind is not None:
+        seeds, skip = behind.starts.tolist(), behind.steps
+        player = player._replace(beside=lambda number, own: laid_out(behind.beside[number].to(own)))
+    place = places[chunk]
     placed: dict[str, Any] = {"latents": x} if place is None else {"place": (place, x)}
     arguments = {**beside, **unguided(caller.accepts, len(caller.denoisers)), **placed}
-    caller.until_finished(prompts, [0] * len(prompts), player, list(dict.fromkeys(prompts)), **arguments)
+    caller.until_finished(prompts, seeds, player, list(dict.fromkeys(prompts)), skip=skip, **arguments)
     if not torch.equal(moments[0].x, x):
         name = type(caller.pipe).__name__
         raise UserError(f"probe: {name} makes its first latent inside its call, so another cannot be put in its place")

@@ -85,13 +85,17 @@ def transition_at_once(
     return Transition(mean, std, log_probs, moment.prediction.clean, moment.t, moment.t_next)
 
 
-def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor) -> Tensor:
-    """The outputs ``[R, ...]`` in 0..1 of last latents ``x [R, ...]``, with a graph: a whole call in which the denoiser stands still."""
+def decoded(policy: Played, rollout: Rollout, rows: Tensor, x: Tensor, column: int | None = None) -> Tensor:
+    """The outputs ``[R, ...]`` in 0..1 of last latents ``x [R, ...]``, with a graph: a whole call in which the denoiser stands still.
+
+    column: the step that ended with these, where the last one did not: the last of a chunk, of a video that is made in several.
+    """
     trajectories: Trajectories = rollout.held
     there, steps = partial(at_work, policy, rows), len(trajectories.x)
+    place = steps - 1 if column is None else column
 
     def answer(moment: Moment) -> Tensor:
-        return laid_out(x if moment.column == steps - 1 else there(trajectories.x_next[moment.column]))
+        return laid_out(x if moment.column == place else there(trajectories.x_next[moment.column]))
 
     prompts, starts = [rollout.prompts[row] for row in rows.tolist()], trajectories.starts[rows].tolist()
     player = Player(answer, lambda number, own: laid_out(there(trajectories.beside[number])))

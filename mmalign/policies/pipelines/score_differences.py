@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised
 from mmalign.policies.pipelines.latents import latents
 from mmalign.policies.pipelines.replay import Played, at_work, in_calls, transition_at_once
-from mmalign.policies.pipelines.trajectories import Transition
+from mmalign.policies.pipelines.trajectories import Trajectories, Transition
 from mmalign.samplers import score_differences
 from mmalign.samplers.score_differences import Adversary, Noising, ScoreDifference
 from mmalign.types import Level, Rollout, UserError
@@ -33,7 +33,8 @@ def noised(  # as of the protocol
     policy: Distilled, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int,
     given: tuple[list[str], Tensor] | None = None,
 ) -> Rollout:  # fmt: skip
-    """See ``abilities.Differentiable``. Errors: UserError for given rows of another shape."""
+    """See ``abilities.Differentiable``. Errors: UserError for given rows of another shape, or beside a video that is made in chunks."""
+    refuse_chunks(policy, rollout.held, beside_given=given is not None)
     parts = list[Noised]()
     for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once):
         step = transition_at_once(policy, rollout, rows, column)
@@ -63,7 +64,9 @@ def _noised(policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step
     places = score_differences.places(uniform, levels, noising, step.level, step.next_level)
     if noising.trajectory:
         noise = score_differences.kept_noise(clean, x_next, noise, step.next_level, _wide(levels, places, clean)).to(noise)
-    return Noised(clean, noise.unsqueeze(1), places.unsqueeze(1), torch.arange(len(rows)), [None] * len(rows))
+    behind = rollout.held.behind(column)
+    own = {} if behind is None else {"behind": behind.take(rows)}
+    return Noised(clean, noise.unsqueeze(1), places.unsqueeze(1), torch.arange(len(rows)), [None] * len(rows), **own)
 
 
 @torch.no_grad()
@@ -85,17 +88,25 @@ def pulls(
         x = wide.signal * clean + wide.noise * held.noise[:, 0]
         at = errors.schedule.timesteps[places].to(clean.device), Level(*(value[places].to(clean) for value in errors.schedule.levels))
         if isinstance(one, Adversary):
+            refuse_chunks(policy, rollout.held, beside_given=True)
             yield _to_given(policy, one, prompts, x, at) * wide.signal
             continue
         with policy.using(str(one.toward)):
-            toward = errors.predicted(prompts, x, *at).clean
+            toward = errors.predicted(prompts, x, *at, held.behind).clean
             if one.guidance != 1.0:
                 _refuse_unprompted(policy, one.guidance)
-                without = errors.predicted([""] * len(prompts), x, *at).clean
+                without = errors.predicted([""] * len(prompts), x, *at, held.behind).clean
                 toward = without + one.guidance * (toward - without)
         with policy.using(one.away):
-            away = errors.predicted(prompts, x, *at).clean
+            away = errors.predicted(prompts, x, *at, held.behind).clean
         yield one.weight * score_differences.pull(toward, away, clean, wide, one.normaliser)
+
+
+def refuse_chunks(policy: Distilled, held: Trajectories, *, beside_given: bool) -> None:
+    """Errors: UserError where a classifier would compare chunks of a video with given ones, which have nothing before them."""
+    if held.chunks > 1 and beside_given:
+        made = f"{type(policy.pipe).__name__} makes this video in {held.chunks} chunks"
+        raise UserError(f"method.gan: {made}, and real videos come whole; takes 0")
 
 
 def _to_given(policy: Distilled, one: Adversary, prompts: list[str], x: Tensor, at: tuple[Tensor, Level]) -> Tensor:

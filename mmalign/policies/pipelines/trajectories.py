@@ -70,6 +70,31 @@ class Adjoint:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """The chunks of a video before one that goes on from them, of B rows.
+
+    ends: ``[chunks, B, ...]``, what each became. beside: as of ``Trajectories``. starts: ``[B]`` seeds of the calls. steps: how many the
+    chunks took.
+    """
+
+    ends: Tensor
+    beside: list[Tensor]
+    starts: Tensor
+    steps: int
+
+    def take(self, rows: Tensor) -> Behind:
+        """Of some rows."""
+        return replace(self, ends=self.ends[:, rows], beside=[answers[rows] for answers in self.beside], starts=self.starts[rows])
+
+    @staticmethod
+    def join(parts: Sequence[Behind]) -> Behind:
+        """Of the rows of several, before one chunk."""
+        beside = [torch.cat(answers) for answers in zip(*(part.beside for part in parts), strict=True)]
+        ends, starts = torch.cat([part.ends for part in parts], 1), torch.cat([part.starts for part in parts])
+        return replace(parts[0], ends=ends, beside=beside, starts=starts)
+
+
+@dataclass(frozen=True)
 class Trajectories:
     """The denoising of some rows, as the scheduler's player recorded it.
 
@@ -103,6 +128,17 @@ class Trajectories:
     def chunks(self) -> int:
         """How many schedules a call has: 1, or one for each chunk of a video."""
         return int(self.chunk.max()) + 1 if len(self.chunk) else 1
+
+    def steps_of(self, chunk: int) -> list[int]:
+        """The numbers of a chunk's steps."""
+        return torch.nonzero(self.chunk == chunk).flatten().tolist() if len(self.chunk) else list(range(len(self.x)))
+
+    def behind(self, column: int) -> Behind | None:
+        """What lies before the chunk that a step belongs to; None before the first one."""
+        if (chunk := int(self.chunk[column]) if len(self.chunk) else 0) == 0:
+            return None
+        ends = [self.steps_of(number)[-1] for number in range(chunk)]
+        return Behind(self.x_next[ends], self.beside, self.starts, ends[-1] + 1)
 
     @property
     def columns(self) -> Tensor:

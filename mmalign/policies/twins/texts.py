@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ FAMILIES = {
 }  # fmt: skip
 """How a hub id's last part begins, in small letters -> its class, where neither its folder nor ``--kind`` tells it."""
 CONTEXT, COMPLETION, RANK, ROWS = 4096, 16, 4, 4  # at most
+CONVERSATION, TURNS, TURN = 256, 3, 16  # bytes of a whole conversation, which a template's words are most of; turns, and bytes of one
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' classes of causal language models end
 TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
@@ -52,7 +54,12 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
     twin["memory"] = {**memory, "rows_at_once": min(memory.get("rows_at_once", 64), ROWS)}
     most = min(node.get("max_completion", 256), COMPLETION)
     home = "visions" if name.endswith("ForConditionalGeneration") else "texts"
-    twin.update(model={"use": f"policies.twins.{home}.twin", "kind": name}, max_completion=most, truncate=node.get("truncate") or "right")
+    model: dict[str, Any] = {"use": f"policies.twins.{home}.twin", "kind": name}
+    if isinstance(turns := node.get("turns"), Mapping):  # of several turns, that a conversation has room for, and that come to ends
+        most, model = CONVERSATION, {**model, "ends": True}
+        few = {"limit": min(turns.get("limit", 4), TURNS), "max_turn": min(turns.get("max_turn") or TURN, TURN)}
+        twin["turns"] = {**turns, **few}
+    twin.update(model=model, max_completion=most, truncate=node.get("truncate") or "right")
     if isinstance(node.get("lora"), Mapping):
         rank = node["lora"].get("rank", 32)
         twin["lora"] = {**node["lora"], "rank": min(rank, RANK)}
@@ -60,9 +67,9 @@ def small(node: Mapping[str, Any], *, kind: str | None = None) -> tuple[dict[str
 
 
 @quiet()
-def twin(kind: str, other: Seed = 0) -> tuple[Any, Any]:
+def twin(kind: str, other: Seed = 0, ends: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer): a class of transformers with random weights of width 32, always the same of one number ``other``, and a tokenizer
-    of bytes."""
+    of bytes. ends: whether it comes to ends, after a few bytes, as trained models do; else once in some hundred."""
     import torch
     import transformers as library
 
@@ -77,7 +84,24 @@ def twin(kind: str, other: Seed = 0) -> tuple[Any, Any]:
     ids = {"pad_token_id": words.pad_token_id, "bos_token_id": None, "eos_token_id": words.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(other)
-        return home(home.config_class(**sizes, **ids)), words
+        model = home(home.config_class(**sizes, **ids))
+    return (ending(model, words.eos_token_id) if ends else model), words
+
+
+def ending(model: Any, end: int) -> Any:
+    """A model of random weights, made to say an end about every sixth time: whatever it read, one number of its last states is large."""
+    import torch
+
+    read, said = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    with torch.no_grad():
+        read[:, 0] = 10 * float(read.std())
+        said[end] = 0.0
+        said[end, 0] = 1.0 if said is not read else float(read[0, 0])
+        state = model.base_model(input_ids=torch.tensor([[0, 1, 2]])).last_hidden_state[0]
+        others = [token for token in range(len(said)) if token != end]
+        wanted = (state @ said[others].T).logsumexp(-1).mean() - math.log(5)
+        said[end] *= wanted / (state @ said[end]).mean()
+    return model
 
 
 def bytes_tokenizer(extra: Mapping[str, str] | None = None) -> Any:

@@ -62,18 +62,20 @@ def classes() -> tuple[str, ...]:
 
 
 @quiet()
-def twin(kind: str) -> tuple[Any, Any]:
-    """(model, processor): a vision-language class of transformers with random weights of width 32, always the same."""
+def twin(kind: str, ends: bool = False) -> tuple[Any, Any]:
+    """(model, processor): a vision-language class of transformers with random weights of width 32, always the same. ends: as of texts'."""
     import torch
     import transformers as library
+
+    from mmalign.policies.twins.texts import ending
 
     family, home = FAMILIES.get(kind.removesuffix("ForConditionalGeneration")), getattr(library, kind, None)
     if family is None or home is None:
         raise UserError(f"policy.model: got {kind!r}, of which no tiny twin is known; takes {', '.join(classes())}")
     words = _tokenizer(family)
-    ends = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
+    numbers = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
     config = home.config_class()
-    text = {**TEXT, **ends, **family.text}
+    text = {**TEXT, **numbers, **family.text}
     sizes = {"text_config": text, "vision_config": family.vision, "vq_config": family.codebook}
     parts = {part: type(getattr(config, part))(**settings) for part, settings in sizes.items() if settings}
     ids = {key: words.convert_tokens_to_ids(token) for key, token in family.ids.items()}
@@ -84,7 +86,7 @@ def twin(kind: str) -> tuple[Any, Any]:
     processor = family.processor(library, words)
     if processor.chat_template is None and family.picture:
         processor.chat_template = PICTURE.replace("IMAGE", family.picture).replace("VIDEO", family.clip)
-    return model.eval(), processor
+    return (ending(model, words.eos_token_id) if ends else model).eval(), processor
 
 
 def _tokenizer(family: Family) -> Any:

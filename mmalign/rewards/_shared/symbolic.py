@@ -59,7 +59,7 @@ class Comparer:
         except BrokenPipeError:
             line = ""
         else:
-            limit = START + (10 * self.seconds + 2) * len(pairs)  # each is ended by the kernel before that
+            limit = START + (10 * self.seconds + 60) * len(pairs)  # each is ended by the kernel before that
             line = process.stdout.readline() if select.select([process.stdout], [], [], limit)[0] else ""
         if not line:
             self.close()

@@ -59,7 +59,7 @@ def _fork(right: str, given: str, seconds: float, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, 10 * seconds + 1)  # on a machine that is busy with something else
+        signal.setitimer(signal.ITIMER_REAL, 10 * seconds + 60)  # on a machine that is busy with something else
         status = EQUAL if _equal(right, given) else DIFFERENT
     finally:
         os._exit(status)  # an exception of the library ends here too: no verdict

@@ -40,6 +40,8 @@ def hindsight(judge: Callable[..., Any], *, simulator: Callable[..., Any], sampl
     """
     if not callable(judge) or not callable(simulator):
         raise UserError(f"hindsight: got {type(judge).__name__}, simulator={type(simulator).__name__}, takes a reward, and an environment")
+    if getattr(simulator, "awaits", False):
+        raise UserError("hindsight.simulator: got no model of its own, takes a policy or a server")
     seeded = "seeds" in inspect.signature(simulator).parameters
 
     def score(outputs: Any, prompts: list[Any], **columns: Any) -> Tensor:

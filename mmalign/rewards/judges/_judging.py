@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.conversations import question
+from mmalign.conversations import media_of, question
 from mmalign.rewards._shared.pictures import eight_bits
 from mmalign.serving.chat import Answer, Unreadable
 from mmalign.types import UserError
@@ -68,11 +68,11 @@ def _medium(part: Mapping[str, Any]) -> list[Part]:
     """An image, or the frames of a video, from wherever it is. Errors: Unreadable where it cannot be used."""
     from mmalign.media import Broken, Limits, footage, image
 
-    source = part.get("path", part.get(str(part["type"])))
+    [medium] = media_of([{"content": [part]}])
     try:
         if part["type"] == "image":
-            return [_picture(image(source, Limits(animated="first")))]
-        return [_picture(frame) for frame in (footage(source, Limits()).frames.float() / 255).unbind()]
+            return [_picture(image(medium.source, Limits(animated="first")))]
+        return [_picture(frame) for frame in (footage(medium.source, Limits()).frames.float() / 255).unbind()]
     except Broken as error:
         raise Unreadable(f"not asked: {part['type']} cannot be used: {error}") from error
 

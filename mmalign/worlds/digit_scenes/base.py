@@ -6,6 +6,7 @@ follows a zero, whether it is there or not. Of questions they learned the form a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,16 +53,33 @@ def digit_scenes(*, model: Model = "qwen2_vl", path: str | None = None, device: 
     return network.to(device).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def tokenizer(model: Model) -> Any:
-    """A word a token: all that captions, questions and answers say."""
+def tokenizer(model: Model, *, more: Sequence[str] = (), context: int = CONTEXT) -> Any:
+    """A word a token: all that captions, questions and answers say, and ``more`` behind it. context: tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL, "user", "assistant", "system", ":", *REQUEST.split(), "there", "a", "an", "and", ",", ".", "yes", "no", *WORDS]
+    words = [
+        *SPECIAL,
+        "user",
+        "assistant",
+        "system",
+        ":",
+        *REQUEST.split(),
+        "there",
+        "a",
+        "an",
+        "and",
+        ",",
+        ".",
+        "yes",
+        "no",
+        *WORDS,
+        *more,
+    ]
     words_to_ids = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     words_to_ids.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=words_to_ids, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eos>", model_max_length=CONTEXT,
+        tokenizer_object=words_to_ids, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eos>", model_max_length=context,
         extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
     )  # fmt: skip
     wrapped.chat_template = TEMPLATE.replace("PICTURE", PICTURE[model])

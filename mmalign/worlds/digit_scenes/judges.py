@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import NotNegative
+from mmalign.conversations import answer_of
 from mmalign.evaluation.hallucination import chair_scores, pope_scores
 from mmalign.types import UserError
 from mmalign.worlds.digit_scenes.scenes import CELL, EMPTY, GRID, QUESTION, WORDS, digits_in, mentions, scenes, well_formed
@@ -213,9 +214,11 @@ def _parts(prompt: Any) -> list[Mapping[str, Any]]:
 
 
 def _texts(outputs: Any) -> list[str]:
-    if odd := [type(output).__name__ for output in outputs if not isinstance(output, str)]:
-        raise UserError(f"digit scenes: got an output that is a {odd[0]}, takes answers as strings")
-    return list(outputs)
+    """Answers as words; of conversations what the assistant said last."""
+    texts = [output if isinstance(output, str) else answer_of(output) for output in outputs]
+    if odd := [type(output).__name__ for output, text in zip(outputs, texts, strict=True) if text is None]:
+        raise UserError(f"digit scenes: got an output that is a {odd[0]}, takes answers as strings, or as turns")
+    return [text or "" for text in texts]
 
 
 def _part(rows: Sequence[bool]) -> float:

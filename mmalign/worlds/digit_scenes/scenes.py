@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,7 +68,7 @@ def scenes(split: Split, count: int, rng: torch.Generator, *, shaken: bool = Fal
     for digit, some in enumerate(of_digit):
         rows = torch.where(cells == digit, some[(pick * len(some)).long()], rows)
     ink = images[rows.flatten(), 0]
-    ink = (_shaken(ink, rng) if shaken else ink).unflatten(0, (count, CELLS)) * (cells != EMPTY)[..., None, None]
+    ink = (shaken_ink(ink, rng) if shaken else ink).unflatten(0, (count, CELLS)) * (cells != EMPTY)[..., None, None]
     ink = ink.unflatten(1, (GRID, GRID)).permute(0, 1, 3, 2, 4).reshape(count, 1, SIDE, SIDE)
     ground, light = _ground(split, count, rng), 0.75 + 0.25 * torch.rand((count, 3, 1, 1), generator=rng)
     grain = 0.03 * torch.randn((count, 3, SIDE, SIDE), generator=rng)
@@ -95,7 +95,7 @@ def _ground(split: Split, count: int, rng: torch.Generator) -> Tensor:
     return dark + 0.2 * (line[:, None] + line[None, :]) / 2 + stripes
 
 
-def _shaken(ink: Tensor, rng: torch.Generator) -> Tensor:
+def shaken_ink(ink: Tensor, rng: torch.Generator) -> Tensor:
     """Scans ``[N, 8, 8]`` turned by up to 12 degrees, scaled by up to a tenth, and moved by up to .7 pixels."""
     count = len(ink)
     turn, scale, across, down = (torch.rand((4, count), generator=rng) * 2 - 1).unbind(0)
@@ -196,18 +196,28 @@ def _digit_in_question(digits: tuple[int, ...], ask: Ask, number: int) -> int:
 
 def scene_file(split: Split, number: int) -> str:
     """The file of scene ``number`` of a split, made where it is not there yet; the same on every machine."""
+
+    def drawn() -> tuple[Tensor, tuple[int, ...]]:
+        seed = 3 * number + list(COUNTS).index(split)
+        scene = scenes(split, 1, torch.Generator().manual_seed(seed), shaken=split == "train")
+        return scene.pictures[0], scene.digits()[0]
+
+    return picture_file(f"{split}-{number}", drawn)
+
+
+def picture_file(name: str, drawn: Callable[[], tuple[Tensor, tuple[int, ...]]]) -> str:
+    """A file in the user's cache, made where it is not there yet. drawn: gives a picture ``[3, H, W]`` uint8 and the digits in it."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    path = _cache() / f"{split}-{number}.png"
+    path = _cache() / f"{name}.png"
     if not path.is_file():
-        seed = 3 * number + list(COUNTS).index(split)
-        scene = scenes(split, 1, torch.Generator().manual_seed(seed), shaken=split == "train")
+        picture, digits = drawn()
         chunks = PngInfo()
-        chunks.add_text("digits", " ".join(map(str, scene.digits()[0])))
+        chunks.add_text("digits", " ".join(map(str, digits)))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        Image.fromarray(scene.pictures[0].permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=chunks)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="PNG", pnginfo=chunks)
         partial.replace(path)
     return str(path)
 
