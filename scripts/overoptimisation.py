@@ -2,6 +2,7 @@
 
 python scripts/overoptimisation.py                   # 3 ensembles of 4; 12 reward models, 6 runs of PPO: about a quarter of an hour, quiet
 python scripts/overoptimisation.py --no-ppo          # best-of-N alone
+python scripts/overoptimisation.py --slow            # PPO at a lower rate, evaluated more often: more points around the turn
 python scripts/overoptimisation.py --shared          # the 4 of an ensemble are scores of one backbone, of bagged records
 
 Reward models of the text world learn from pairs that the gold judge labels, one label in four turned round, and see them so often that they
@@ -28,8 +29,19 @@ from mmalign.records import Pair
 from mmalign.report.read import read
 from mmalign.training.feedback import ask
 
-FLIPPED, MEMBERS, RM_STEPS, PPO_STEPS, EVERY = 0.25, 4, 60, 48, 3  # at a rate that passes the turn in many steps
+FLIPPED, MEMBERS, RM_STEPS = 0.25, 4, 60
 PROMPTS, SAMPLES, COUNTS = 32, 128, (1, 2, 4, 8, 16, 32, 64, 100)  # some samples cannot be read
+
+
+class Pace(NamedTuple):
+    """Of PPO: its steps, how many of them lie between evaluations, and its rate."""
+
+    steps: int = 40
+    every: int = 5
+    rate: float = 1e-3
+
+
+SLOW = Pace(steps=48, every=3, rate=3e-4)
 
 
 class Curve(NamedTuple):
@@ -108,15 +120,15 @@ def best_of(rewards: Mapping[str, Any], samples: Any, gold: torch.Tensor) -> dic
     return {name: fitted(d, (value - value[0]).tolist(), "best of n") for name, value in values.items()}
 
 
-def ppo(rewards: Mapping[str, Any], name: str, combine: Any, seed: int, folder: Path) -> Curve:
+def ppo(rewards: Mapping[str, Any], name: str, combine: Any, seed: int, folder: Path, pace: Pace) -> Curve:
     """A run of PPO, its KL hardly paid for, with gold and the KL of its samples at every evaluation."""
-    if not (folder / name).is_dir() or read(folder / name).summary.get("steps") != PPO_STEPS:
+    if not (folder / name).is_dir() or read(folder / name).summary.get("steps") != pace.steps:
         mm.online(
-            language_model(), prompts=mm.worlds.text_prompts(count=256), rewards=rewards, combine=combine, steps=PPO_STEPS,
+            language_model(), prompts=mm.worlds.text_prompts(count=256), rewards=rewards, combine=combine, steps=pace.steps,
             method=mm.methods.ppo(beta=1e-3),
-            batch=mm.Batch(prompts=16, group=8, epochs=2, micro_rows=128, missing="drop"), optimizer=mm.adamw(rate=3e-4, warmup=3),
+            batch=mm.Batch(prompts=16, group=8, epochs=2, micro_rows=128, missing="drop"), optimizer=mm.adamw(rate=pace.rate, warmup=3),
             evaluation=mm.Evaluation(
-                every=EVERY, samples=2, prompts=mm.worlds.text_prompts(count=96, offset=320), judges={"gold": mm.worlds.text_gold()}
+                every=pace.every, samples=2, prompts=mm.worlds.text_prompts(count=96, offset=320), judges={"gold": mm.worlds.text_gold()}
             ),
             run=mm.RunSettings(name=name, folder=str(folder), seed=seed, trackers=(), checkpoint_every=1000),
         )  # fmt: skip
@@ -163,6 +175,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="ensembles")
     parser.add_argument("--shared", action="store_true")
     parser.add_argument("--no-ppo", action="store_true")
+    parser.add_argument("--slow", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/overoptimisation"))
     parser.add_argument("--draw", type=Path, help="where the picture goes, an .svg or .png")
     given = parser.parse_args()
@@ -182,10 +195,10 @@ def main() -> None:
         for name, curve in best_of(rewards, samples, gold).items():
             curves.setdefault(f"best of n, {name}", []).append(curve)
         if not given.no_ppo:
-            kind = "shared" if given.shared else "apart"
+            kind, pace = f"{'shared' if given.shared else 'apart'}{'-slow' if given.slow else ''}", SLOW if given.slow else Pace()
             first = {"one": mm.rewards.trained(str(reward_model(given.runs, MEMBERS * seed, pairs, held)))}
             for name, some, combine in (("one", first, None), ("bound", rewards, bound())):
-                curves.setdefault(f"PPO, {name}", []).append(ppo(some, f"ppo-{name}-{kind}-{seed}", combine, seed, given.runs))
+                curves.setdefault(f"PPO, {name}", []).append(ppo(some, f"ppo-{name}-{kind}-{seed}", combine, seed, given.runs, pace))
         print(f"after {seed + 1} ensembles, gold of the base {float(gold.mean()):.3f}\n{told(curves)}", flush=True)
     if given.draw is not None:
         drawn(given.draw, curves)

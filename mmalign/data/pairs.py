@@ -183,6 +183,8 @@ def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outp
         unknown = math.isnan(draft.strength) and not draft.labels
         if unknown or (draft.strength == 0.5 and ties == "drop" and not one):
             raise Passed("unlabelled" if unknown else "ties")
+        if not one and draft.first == draft.second:
+            raise Broken("both sides are the same")
         sources = [located(source, folder) for source in ((draft.first,) if one else (draft.first, draft.second))]
         sides = [Unread(source, _name(source), decoded) for source in sources]
         if one:

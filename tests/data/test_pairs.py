@@ -109,14 +109,15 @@ def test_broken_records_are_put_aside_with_a_reason(tmp_path):
     (tmp_path / "images" / "2-rejected.png").unlink()
     (tmp_path / "images" / "3-chosen.png").write_bytes(png(5)[:45])
     originals[4]["prompt"] = " "
+    originals.append({**originals[0], "id": "row 7", "rejected": originals[0]["chosen"]})
     lines = [*map(json.dumps, originals), "{not json", "[1, 2]", json.dumps({"caption": "other columns"})]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     records = mm.data.pairs(str(tmp_path))
     pairs = list(islice(records.stream(seed=0), 9))
     assert {pair.id for pair in pairs} == {"row 0", "row 5", "row 6"}
     assert {name: why.split(".png: ")[-1].split()[0] for name, why in records.broken.items()} == {
-        "row 1": "no", "row 2": "no", "row 3": "not", "metadata.jsonl:5": "no", "metadata.jsonl:8": "not", "metadata.jsonl:9": "got",
-        "metadata.jsonl:10": "nothing",
+        "row 1": "no", "row 2": "no", "row 3": "not", "metadata.jsonl:5": "no", "row 7": "both", "metadata.jsonl:9": "not",
+        "metadata.jsonl:10": "got", "metadata.jsonl:11": "nothing",
     }  # fmt: skip
     assert min(pair.first.mean() for pair in pairs) > 0.3  # no black image in place of a broken one
 
