@@ -126,7 +126,7 @@ def _reward_card(run: Trained, chosen: str, policy: ScorerPolicy) -> str:
         f"(parameters: {chosen}). Its scores: {', '.join(policy.scores)}. It reads with {type(policy.reader).__name__}; what makes that "
         f"stands in `{kept_policy.CONFIG}`, and is loaded from there; here are the parameters that were trained, and hashes of both files, "
         "which are compared whenever it is loaded.",
-        '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained("FOLDER")  # this folder\n```',
+        '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained(".")  # this folder\n```',
         "```yaml\nrewards: {learned: {use: trained, run: FOLDER}}\n```",
         "\n".join(["| | before | after |", "|---|---|---|", *numbers]) if numbers else "Nothing was measured.",
     ]
