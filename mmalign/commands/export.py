@@ -295,11 +295,15 @@ def _served(node: Mapping[str, Any], forms: Sequence[Form]) -> str:
 
 
 def _in_words(node: Any) -> str:
-    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``."""
+    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``; of a file its name, since a card is for others to read."""
     if isinstance(node, Mapping) and "use" in node:
-        more = ", ".join(f"{key} {value}" for key, value in node.items() if key != "use")
+        more = ", ".join(f"{key} {_named(value)}" for key, value in node.items() if key != "use")
         return f"{node['use']} ({more})" if more else str(node["use"])
     return f"{len(node)} of them" if isinstance(node, list) else str(node)
+
+
+def _named(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:
