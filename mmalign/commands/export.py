@@ -126,7 +126,7 @@ def _reward_card(run: Trained, chosen: str, policy: ScorerPolicy) -> str:
         f"(parameters: {chosen}). Its scores: {', '.join(policy.scores)}. It reads with {type(policy.reader).__name__}; what makes that "
         f"stands in `{kept_policy.CONFIG}`, and is loaded from there; here are the parameters that were trained, and hashes of both files, "
         "which are compared whenever it is loaded.",
-        '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained("FOLDER")  # this folder\n```',
+        '```python\nimport mmalign as mm\n\nreward = mm.rewards.trained(".")  # this folder\n```',
         "```yaml\nrewards: {learned: {use: trained, run: FOLDER}}\n```",
         "\n".join(["| | before | after |", "|---|---|---|", *numbers]) if numbers else "Nothing was measured.",
     ]
@@ -295,11 +295,15 @@ def _served(node: Mapping[str, Any], forms: Sequence[Form]) -> str:
 
 
 def _in_words(node: Any) -> str:
-    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``."""
+    """A node of a config in words: ``flow_grpo (clip 0.2, beta 0.03)``; of a file its name, since a card is for others to read."""
     if isinstance(node, Mapping) and "use" in node:
-        more = ", ".join(f"{key} {value}" for key, value in node.items() if key != "use")
+        more = ", ".join(f"{key} {_named(value)}" for key, value in node.items() if key != "use")
         return f"{node['use']} ({more})" if more else str(node["use"])
     return f"{len(node)} of them" if isinstance(node, list) else str(node)
+
+
+def _named(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _numbers(run: Trained) -> Iterator[tuple[str, str, str, str]]:

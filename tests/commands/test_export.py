@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def trained(tmp_path: Path, command: Any, policy: dict[str, Any], **changes: Any
     code, _, err = command("train", "c.yaml")
     assert code == 0, err
     return tmp_path / "runs" / "small"
+
+
+def test_a_card_names_no_folder_of_this_machine():
+    words = import_module("mmalign.commands.export")._in_words  # the room has its function under that name
+    assert words({"use": "texts", "path": "/home/me/pairs.jsonl", "schema": "hh"}) == "texts (path pairs.jsonl, schema hh)"
 
 
 def code_on(page: Path) -> list[str]:

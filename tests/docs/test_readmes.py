@@ -69,6 +69,20 @@ def test_what_a_page_beside_the_code_shows_works(page, tmp_path, write_module, m
             lines(text)
 
 
+def test_commands_of_the_first_page_are_ones(tmp_path, write_module, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = blocks(ROOT / "README.md")
+    assert {block.language for block in shown} == {"python", "yaml", "sh"}
+    for block in shown:
+        if block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+    Path("prompts.txt").write_text("a\n", encoding="utf-8")
+    write_module("my_rewards.py", "def brightness(outputs, prompts):\n    return outputs.flatten(1).mean(1)\n")
+    for block in shown:
+        if block.language == "sh":
+            lines(block.text)
+
+
 def put(text: str) -> None:
     """The files that a block names, in this folder."""
     for name in re.findall(r"\b[\w.]+\.(?:jsonl|txt|pem|key)\b", text):
@@ -86,6 +100,8 @@ def lines(text: str) -> None:
             _, script, *words = shlex.split(line, comments=True)
             source = (ROOT / script).read_text(encoding="utf-8")
             assert all(f'"{word}"' in source for word in words if word.startswith("--")), line
+        elif line.startswith("scripts/"):
+            assert (ROOT / line.split()[0]).is_file(), line
         elif not line.startswith(("mmalign ", " ", "#", "pip install 'mmalign[", "curl ", "torchrun ", "accelerate launch ")):
             assert not line.strip(), f"no command that is known: {line}"
 

@@ -253,7 +253,13 @@ def test_mistakes():
     with pytest.raises(UserError, match=r"records\.size: got images of \[16, 16\] pixels, DigitsPipeline takes \[8, 8\]: records\.size: 8"):
         policy.steps(rollout(policy, images(2, 16)), torch.arange(2))
     with pytest.raises(UserError, match="records: got images of 3 colours, DigitsPipeline takes 1"):
-        policy.steps(rollout(policy, images(2, 8).expand(2, 3, 8, 8)), torch.arange(2))
+        policy.steps(rollout(policy, torch.rand(2, 3, 8, 8)), torch.arange(2))
+
+
+def test_grey_pictures_of_files_are_for_a_model_of_one_channel():
+    policy = digits()
+    tables = [policy.steps(rollout(policy, rows), torch.arange(2)).log_probs for rows in (images(2, 8), images(2, 8).expand(2, 3, 8, 8))]
+    assert torch.equal(*tables)
 
 
 def test_a_contrast_is_the_same_rows_under_another_prompt():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,9 @@ TINY: dict[str, Any] = {
     "embed_dim": 8, "vision_cfg": {"image_size": 8, "patch_size": 4, "layers": 1, "width": 16, "head_width": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }  # fmt: skip
-FRESH = """
-import json, sys, mmalign as mm
-print("SAID", json.dumps(mm.rewards.trained(sys.argv[1])(["one", "two words here"], ["a handwritten seven"] * 2).tolist()))
+ASK = """
+import json
+print("SAID", json.dumps(reward(["one", "two words here"], ["a handwritten seven"] * 2).tolist()))
 """
 
 
@@ -47,11 +48,11 @@ def test_the_folder_scores_as_the_live_model_without_its_run(tmp_path: Path, nam
     live: Any = mm.rewards.trained(str(tmp_path / "run"))(outputs, prompts)
     assert live[0] != live[1]
     assert mm.export(tmp_path / "run", out=tmp_path / "out").forms == ("mmalign",)
-    assert "mm.rewards.trained" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     shutil.rmtree(tmp_path / "run")
     torch.testing.assert_close(mm.rewards.trained(str(tmp_path / "out"))(outputs, prompts), live, rtol=1e-5, atol=1e-6)
     if name == "named_features":  # whose process is over in seconds
-        made = subprocess.run([sys.executable, "-c", FRESH, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+        made = subprocess.run([sys.executable, "-c", code + ASK], capture_output=True, text=True, check=True, cwd=tmp_path / "out")
         said = json.loads(made.stdout.splitlines()[-1].removeprefix("SAID "))
         torch.testing.assert_close(torch.tensor(said).double(), live, rtol=1e-5, atol=1e-6)
 

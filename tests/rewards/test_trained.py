@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,12 @@ def test_transformers_loads_an_export_and_scores_alike(run: Any, tmp_path: Path)
     if model.config.pad_token_id is not None:
         filled = model(input_ids=torch.tensor([[*ids, *[model.config.pad_token_id] * 3]])).logits.double()
         torch.testing.assert_close(filled, scores, rtol=1e-5, atol=1e-6)
-    assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    ask = f"import torch\nprint('SAID', model(input_ids=torch.tensor([{ids}])).logits[0].tolist())"
+    text = f"import sys\nsys.modules['mmalign'] = None  # whoever imports it fails\n{code}\n{ask}"
+    fresh = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path / "out")
+    said = json.loads(fresh.stdout.splitlines()[-1].removeprefix("SAID "))
+    torch.testing.assert_close(torch.tensor([said]).double(), scores, rtol=1e-5, atol=1e-6)
 
 
 def test_an_implicit_reward_is_the_log_ratio_of_whole_answers(tmp_path: Path) -> None:

@@ -31,9 +31,8 @@ def latents(policy: Any, outputs: Any) -> Tensor:
     pixels = (2 * outputs.float() - 1).to(pipe._execution_device)
     vae = pipe.components.get("vae")
     if vae is None:
-        _refuse_other_pixels(pipe, dict(getattr(policy.denoiser, "config", {})), pixels)
-        return pixels
-    pixels = pixels.to(vae.dtype)
+        return _own_pixels(pipe, dict(getattr(policy.denoiser, "config", {})), pixels)
+    pixels = in_colours(pixels, dict(vae.config).get("in_channels")).to(vae.dtype)
     if any(isinstance(module, torch.nn.Conv3d) for module in vae.modules()):  # an autoencoder of videos: channels before frames
         pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
     encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
@@ -41,14 +40,34 @@ def latents(policy: Any, outputs: Any) -> Tensor:
     return _arranged(policy, _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float())))
 
 
-def _refuse_other_pixels(pipe: Any, config: dict[str, Any], pixels: Tensor) -> None:
-    """Errors: UserError for images that are not of the sides or the colours of a denoiser of pixels, as far as its config has them."""
-    channels, *sides = pixels.shape[1], *pixels.shape[-2:]
-    side, colours = config.get("sample_size", sides[0]), [config[key] for key in ("in_channels", "out_channels") if key in config]
+def in_colours(pixels: Tensor, takes: int | None) -> Tensor:
+    """Grey pictures ``[..., 3, H, W]``, as every file is read, for a model of one channel, and ``[..., 1, H, W]`` for one of three.
+
+    Whatever that would change stays as it is.
+
+    Examples:
+        >>> grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
+        >>> [tuple(in_colours(grey, takes).shape) for takes in (1, 3, None)]
+        [(2, 1, 4, 4), (2, 3, 4, 4), (2, 3, 4, 4)]
+        >>> in_colours(torch.rand(2, 3, 4, 4), 1).shape
+        torch.Size([2, 3, 4, 4])
+    """
+    channels = pixels.shape[-3]
+    if takes == 1 and channels == 3 and bool((pixels == pixels[..., :1, :, :]).all()):
+        return pixels[..., :1, :, :]
+    return pixels.expand(*pixels.shape[:-3], 3, -1, -1) if takes == 3 and channels == 1 else pixels
+
+
+def _own_pixels(pipe: Any, config: dict[str, Any], pixels: Tensor) -> Tensor:
+    """Pixels as a denoiser of pixels takes them. Errors: UserError for other sides or colours, as far as its config has them."""
+    sides, colours = list(pixels.shape[-2:]), [config[key] for key in ("in_channels", "out_channels") if key in config]
+    side = config.get("sample_size", sides[0])
     if sides != [side, side]:
         raise UserError(f"records.size: got images of {sides} pixels, {type(pipe).__name__} takes {[side, side]}: records.size: {side}")
-    if colours and channels not in colours:
-        raise UserError(f"records: got images of {channels} colours, {type(pipe).__name__} takes {colours[0]}")
+    pixels = in_colours(pixels, colours[0] if colours else None)
+    if colours and pixels.shape[-3] not in colours:
+        raise UserError(f"records: got images of {pixels.shape[-3]} colours, {type(pipe).__name__} takes {colours[0]}")
+    return pixels
 
 
 def _arranged(policy: Any, clean: Tensor) -> Tensor:
