@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import os
 import sys
@@ -113,14 +114,18 @@ class Outcome:
     seconds: float
 
 
+def methods() -> list[tuple[str, str]]:
+    """Room and name of every method of the rooms of ``BASES`` that takes what generators make."""
+    return [(room, name) for room in BASES for name in sorted(filter(_of_generators, index(f"mmalign.methods.{room}")))]
+
+
 def with_methods(models: Sequence[str]) -> list[Asked]:
-    """Every method of the rooms of ``BASES`` that takes what generators make, on every model."""
-    return [
-        Asked((f"{model}/{base}", *changes, f"method={{use: {name}}}", *told(model, room, name)), model, f"{room}/{name}")
-        for model in models
-        for room, (base, *changes) in BASES.items()
-        for name in sorted(filter(_of_generators, index(f"mmalign.methods.{room}")))
-    ]
+    """Each of them on every model."""
+    asked = list[Asked]()
+    for model, (room, name) in itertools.product(models, methods()):
+        base, *changes = BASES[room]
+        asked.append(Asked((f"{model}/{base}", *changes, f"method={{use: {name}}}", *told(model, room, name)), model, f"{room}/{name}"))
+    return asked
 
 
 def rehearsed(asked: Asked) -> Outcome:

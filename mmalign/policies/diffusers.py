@@ -256,12 +256,13 @@ class DiffusersPolicy:
         """The same, and the latents ``[B, ...]`` that they are decoded from. decode: as of ``sample``."""
         last = list[Tensor]()
         outputs = self.generate(prompts, seeds, decode=decode, **noting(self.pipe, last), **call)
-        return outputs, self.shown(torch.cat(last))
+        return outputs, self.shown(torch.cat(last), prompts)
 
-    def shown(self, latents: Tensor) -> Tensor:
-        """What the scheduler is shown of latents ``[B, ...]`` as the pipeline has them: all, or what is not given, as a first frame is."""
+    def shown(self, latents: Tensor, examples: Sequence[Any] = ()) -> Tensor:
+        """What the scheduler is shown of latents ``[B, ...]`` as the pipeline has them: all, or what is not given, as a first frame is.
+        examples: prompts, the first of which is asked where nobody has been."""
         if 0 not in self._places:
-            self.schedule()
+            self.first(examples)
         part = None if (place := self._places[0]) is None else place.part
         return latents if part is None or latents[0].numel() != part.size else part.of(latents)
 

@@ -141,7 +141,7 @@ class ForwardPolicy:
         asked: Any = ([rows[place] for place in places], [seeds[place] for place in places])
         part = slice(places[0], places[-1] + 1)
         outputs, last = (self.of.generate(*asked, **call), None) if decode else self.of.generated(*asked, decode=False, **call)
-        return self._noised(rows, outputs, latents(self.of, outputs) if last is None else last.float(), group, rng, part)
+        return self._noised(rows, outputs, latents(self.of, outputs, rows) if last is None else last.float(), group, rng, part)
 
     @torch.no_grad()
     def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
@@ -152,7 +152,7 @@ class ForwardPolicy:
         taken, so that nothing else is random. ``log_probs`` are NaN: nobody sampled these rows. part: the rows that are encoded.
         """
         outputs = torch.stack(list(outputs[part]))
-        return self._noised(prompts, outputs, latents(self.of, outputs), group, rng, part)
+        return self._noised(prompts, outputs, latents(self.of, outputs, prompts), group, rng, part)
 
     def _noised(self, prompts: list[str], outputs: Any, clean: Tensor, group: Tensor, rng: torch.Generator, part: slice) -> Rollout:
         """Rows ``part`` of all ``prompts`` and ``group``, of which ``outputs`` and their latents ``clean`` are."""

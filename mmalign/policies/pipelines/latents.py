@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from mmalign.types import UserError
 FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
 
 
-def latents(policy: Any, outputs: Any) -> Tensor:
+def latents(policy: Any, outputs: Any, examples: Sequence[Any] = ()) -> Tensor:
     """Images in 0..1 ``[B, C, H, W]``, or videos ``[B, F, C, H, W]``, as the pipeline's first latents would be without noise.
 
     Through the pipeline's own ``vae`` (its mode, then ``shift_factor`` and ``scaling_factor``, or ``latents_mean`` and
     ``latents_std``, or FLUX.2's patches under the statistics of the VAE's batch norm), and its own ``_pack_latents`` where it has
     one. Without a VAE, pixels in -1..1. Covered so: Stable Diffusion 1 to 3.5, SDXL, FLUX.1 and 2, Qwen-Image, Sana, PixArt,
     AuraFlow, LTX, Wan, HunyuanVideo, CogVideoX. Where a pipeline does otherwise, the shape does not fit the latents that it
-    makes itself, and the probe refuses it with both shapes. Errors: UserError for outputs that are not such tensors.
+    makes itself, and the probe refuses it with both shapes. examples: prompts, as of ``DiffusersPolicy.shown``.
+
+    Errors: UserError for outputs that are not such tensors.
     """
     if not isinstance(outputs, Tensor) or outputs.ndim not in (4, 5):
         got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -37,7 +40,8 @@ def latents(policy: Any, outputs: Any) -> Tensor:
         pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels.transpose(1, 2)
     encoded = torch.cat([_mode(vae.encode(rows)) for rows in pixels.split(policy.rows_at_once)])
     patchify = getattr(pipe, "_patchify_latents", None)
-    return _arranged(policy, _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float())))
+    clean = _normalised(vae, encoded.float()) if patchify is None else _standard(vae, patchify(encoded.float()))
+    return _arranged(policy, clean, examples)
 
 
 def in_colours(pixels: Tensor, takes: int | None) -> Tensor:
@@ -70,10 +74,11 @@ def _own_pixels(pipe: Any, config: dict[str, Any], pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _arranged(policy: Any, clean: Tensor) -> Tensor:
+def _arranged(policy: Any, clean: Tensor, examples: Sequence[Any] = ()) -> Tensor:
     """Latents ``[B, C, ...]`` in the order that the scheduler is shown them in, without what is given to the pipeline."""
     frames_first = any(type(module).__name__ in FRAMES_FIRST for module in policy.denoisers.values())
-    return policy.shown(clean.transpose(1, 2).contiguous() if frames_first else _packed(policy.pipe, clean))  # type: ignore[no-any-return]
+    own = clean.transpose(1, 2).contiguous() if frames_first else _packed(policy.pipe, clean)
+    return policy.shown(own, examples)  # type: ignore[no-any-return]
 
 
 def weights_of(policy: Any, mask: Tensor, outputs: Tensor, clean: Tensor) -> Tensor:

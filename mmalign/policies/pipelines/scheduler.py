@@ -21,8 +21,7 @@ from torch import Tensor
 from mmalign.samplers.kernels import predict
 from mmalign.types import Level, Prediction, UserError
 
-# How each scheduler's latents relate to data and noise. A scheduler whose own timesteps are no plain grid (they repeat or
-# interleave for a higher order) is replaced by the first-order one of its path.
+# How each scheduler's latents relate to data and noise. One whose own timesteps are no plain grid is replaced by the first-order one.
 FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMapEulerDiscreteScheduler"}
 PRESERVING = {
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
@@ -341,15 +340,32 @@ class _Played:
         return DDIMSchedulerOutput(prev_sample=answer, pred_original_sample=rows.fold(prediction.clean))
 
 
+class _OfRows(Tensor):
+    """A time for each row, along the first dimension of what it is expanded to, which may be ``[rows, 1, frames, ...]``."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # what is computed of it is a plain tensor
+
+    def expand(self, *sizes: Any) -> Tensor:  # type: ignore[override]
+        shape = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        return self.as_subclass(Tensor).view(-1, *(1,) * (len(shape) - 1)).expand(*shape)  # type: ignore[no-any-return]
+
+
 def _one_time_for_each_row(vector: Tensor, count: int) -> Tensor:
-    """A list of timesteps to all that measures and slices it, in which each single one is the vector of all rows' times."""
+    """A list of timesteps to all that measures and slices it, in which each single one is the vector of all rows' times.
+
+    Examples:
+        >>> time = _one_time_for_each_row(torch.tensor([900.0, 100.0]), 4)[0]
+        >>> time.expand(2).tolist(), time.expand(torch.Size([2, 1, 2])).tolist()
+        ([900.0, 100.0], [[[900.0, 900.0]], [[100.0, 100.0]]])
+    """
+    rows = vector.as_subclass(_OfRows)
 
     class Times(Tensor):
         def __getitem__(self, at: Any) -> Any:
-            return vector if isinstance(at, int) else super().__getitem__(at)
+            return rows if isinstance(at, int) else super().__getitem__(at)
 
         def __iter__(self) -> Iterator[Tensor]:
-            return iter([vector] * len(self))
+            return iter([rows] * len(self))
 
     return vector[:1].repeat(count).as_subclass(Times)
 

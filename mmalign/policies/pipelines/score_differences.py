@@ -41,7 +41,7 @@ def noised(  # as of the protocol
         parts.append(_noised(policy, rollout, rows, column, step, noising, seeds[rows]))
     shape, held = (len(rollout), 1), Noised.join(parts)
     if given is not None:
-        beside = latents(policy, given[1]).to(held.clean)
+        beside = latents(policy, given[1], given[0]).to(held.clean)
         if beside.shape != held.clean.shape:
             got, takes = list(beside.shape[1:]), list(held.clean.shape[1:])
             raise UserError(f"records: got rows whose latents are {got}, and those of samples are {takes}; takes the size of the samples")
