@@ -176,7 +176,7 @@ class Processes(Team):
         atexit.register(self._leave)
 
     def _leave(self) -> None:
-        """Ends torch's threads before Python ends, as torch asks for: beside them a process was seen to end by SIGABRT in place of its code.
+        """Ends torch's threads before Python ends, as torch asks for: one was seen to end a process by SIGABRT instead.
         After a failure NCCL is left alone: it could wait for those who are gone."""
         import torch.distributed as dist
 
