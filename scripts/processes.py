@@ -53,7 +53,17 @@ from mmalign.worlds.digits.base import untrained
 from tests.distributed import test_every_method as closed
 from tests.distributed.test_denoisers import CLOSE as OF_IMAGES
 from tests.distributed.test_denoisers import bright, shaken
-from tests.distributed.test_every_method import CLOSE, CLOSE_IN_FLOAT32, METHODS, ORACLES, heads_of, method_of, shares, varied
+from tests.distributed.test_every_method import (
+    CLOSE,
+    CLOSE_IN_FLOAT32,
+    METHODS,
+    ORACLES,
+    heads_of,
+    method_of,
+    shares,
+    shares_of_logs,
+    varied,
+)
 from tests.distributed.test_shards import of_words
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
@@ -267,7 +277,9 @@ def apart(one: Path, many: Path, close: dict[str, float]) -> dict[str, float]:
         return {} if lines[0] == lines[1] else {f"refused by one: {lines[0]!r}; by several: {lines[1]!r}": math.inf}
     told = {} if runs_of(one) == runs_of(many) and runs_of(one) else {"other runs": math.inf}
     for place in runs_of(one) if not told else ():
-        told |= {f"{place}: {words}": part for words, part in shares(one / place, many / place, close).items()}
+        saves = (one / place / "run" / "checkpoints").is_dir()  # rounds have a log of their own, and nothing that they train
+        numbers = (shares if saves else shares_of_logs)(one / place, many / place, close)
+        told |= {f"{place}: {words}": part for words, part in numbers.items()}
     return told
 
 

@@ -41,3 +41,12 @@ def test_a_process_that_dies_is_told_and_the_next_methods_are_trained(tmp_path: 
     row, lines = processes.compared(processes.Trained("rounds", "full", "whole", 2), ["odd", "even"], tmp_path)
     assert (row.refused, row.wrong, row.share) == (1, ["odd"], math.inf)
     assert "ZeroDivisionError: of odd" in lines[1]
+
+
+def test_a_run_that_logs_and_trains_nothing_by_itself_is_compared_by_its_log(tmp_path: Path) -> None:
+    for name, gold in (("one", 1.0), ("many", 1.5)):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "phase": "eval", "gold": gold}) + "\n")
+        (tmp_path / f"{name}.ended").touch()
+    told = processes.apart(tmp_path / "one", tmp_path / "many", {"atol": 0.5, "rtol": 0.0})
+    assert told[".: eval 1: gold 1.0 1.5"] == pytest.approx(1.0)

@@ -27,7 +27,10 @@ def resumed(
     replies: dict[str, Any] = team.tell(_continued(file, head, set(ids), field) if team.main else None)[0]
     remaining = [place for place, name in enumerate(ids) if name not in replies]
     batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
-    with Progress(len(ids), start=len(replies), every=50 * batch, quiet=not team.main) as progress, Interrupt() as interrupt:
+    with (
+        Progress(len(ids), start=len(replies), every=50 * batch, quiet=not team.main) as progress,
+        Interrupt(quiet=not team.main) as interrupt,
+    ):
         for number, (some, values) in enumerate(in_turn(team, batches, make), start=1):
             lines = [{"id": ids[place], field: value} for place, value in zip(some, values, strict=True)]
             if team.main:

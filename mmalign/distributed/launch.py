@@ -18,7 +18,7 @@ from mmalign.types import UserError
 GRACE = 60.0
 """Seconds that processes have to end by themselves, once one of them has failed, and to save."""
 
-HANDED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+HANDED_ON = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")]  # those of this system
 
 
 @contextmanager

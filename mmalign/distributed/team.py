@@ -6,6 +6,7 @@ so that a process that stops is heard wherever the others wait, and all of them 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,6 +173,15 @@ class Processes(Team):
             takes = "a launcher such as torchrun, with an address and a port that all of them reach"
             raise UserError(f"processes: could not be joined ({why}); takes {takes}") from error
         self.tell("here")  # whoever ends first may take the store along that the others still join by
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """Ends torch's threads before Python ends, as torch asks for: one was seen to end a process by SIGABRT instead.
+        After a failure NCCL is left alone: it could wait for those who are gone."""
+        import torch.distributed as dist
+
+        if dist.is_initialized() and not (self.failed and torch.cuda.is_available()):
+            dist.destroy_process_group()
 
     def compute_together(self, count: int, key: str = "sequence") -> None:
         if self.count % count:

@@ -108,11 +108,12 @@ class Interrupt:
     Ctrl-C, SIGTERM (of schedulers) and SIGHUP (a terminal that closes) set ``interrupted``, and print a line; a second Ctrl-C raises
     KeyboardInterrupt at once. A signal that was ignored (``nohup``) stays so, Ctrl-C aside. What handled them before does so again after
     the block. Does nothing outside the main thread, where signals do not arrive. name: of the signal that came first, "" for none.
+    quiet: no line, as of several processes the main one alone says it.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self.name = ""
-        self._stream = stream
+        self._stream, self._quiet = stream, quiet
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -140,6 +141,8 @@ class Interrupt:
         if self.interrupted:
             return
         self.name = which.name
+        if self._quiet:
+            return
         line = "finishing this step, then saving; Ctrl-C again to stop at once"
         with suppress(OSError, RuntimeError):  # the terminal may be gone, or be in the middle of a line
             print(f"\n{line}" if which is signal.SIGINT else f"\n{which.name}: {line}", file=self._stream or sys.stderr, flush=True)

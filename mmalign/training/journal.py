@@ -133,7 +133,7 @@ class Journal:
             if self.team.main:
                 self.log = stack.enter_context(Log(self.folder.path, self.settings.trackers, config=self.config, tell=self.say))
             stack.enter_context(self.progress)
-            self.interrupt = stack.enter_context(Interrupt())
+            self.interrupt = stack.enter_context(Interrupt(quiet=not self.team.main))
             for note in (*self.folder.notes, *self._grown(self.state.pop("total", self.total))):
                 self.say(note)
             self._stack = stack.pop_all()

@@ -177,9 +177,8 @@ def losses_apart(one: Path, two: Path) -> list[str]:
     return [f"step {step}: loss {loss} {other}" for (step, loss), (_, other) in zip(first, second, strict=True) if not alike(loss, other)]
 
 
-def shares(one: Path, two: Path, close: dict[str, float] = CLOSE) -> dict[str, float]:
-    """Of every number that the runs ``one/run`` and ``two/run`` log, and of every tensor that they save, in words, how much of the
-    tolerance they are apart."""
+def shares_of_logs(one: Path, two: Path, close: dict[str, float] = CLOSE) -> dict[str, float]:
+    """Of every number that the runs ``one/run`` and ``two/run`` log, in words, how much of the tolerance they are apart."""
     told: dict[str, float] = {}
     for before, after in zip(log(one), log(two), strict=True):
         keys = before.keys() | after.keys()
@@ -190,6 +189,12 @@ def shares(one: Path, two: Path, close: dict[str, float] = CLOSE) -> dict[str, f
         for key in sorted(keys):
             first, second = before.get(key), after.get(key)
             told[f"{before['phase']} {before['step']}: {key} {first} {second}"] = share(first, second, close)
+    return told
+
+
+def shares(one: Path, two: Path, close: dict[str, float] = CLOSE) -> dict[str, float]:
+    """``shares_of_logs``, and the same of every tensor that the runs save."""
+    told = shares_of_logs(one, two, close)
     first, second = (checkpoint.load(max((folder / "run" / "checkpoints").glob("step_*")))[0] for folder in (one, two))
     told |= {f"{group}: in one alone": math.inf for group in first.keys() ^ second.keys()}
     for group in first.keys() & second.keys():
