@@ -326,9 +326,18 @@ def _calls(call: Call) -> Iterator[str]:
     records = call.arguments.get("records")
     drawn = records.arguments.get("call") if isinstance(records, Call) else None  # for rows that records leave to the policy
     asked = {"evaluation.call": theirs, "call": call.arguments.get("call"), "records.call": drawn}
-    for path, arguments, node in [*own, *((path, arguments, policy) for path, arguments in asked.items())]:
+    there = {f"{node.path}.call" for node in policies} | asked.keys()
+    others = [node for node in _inside(call) if node.arguments.get("call") and f"{node.path}.call" not in there]
+    spoken = [(f"{node.path}.call", node.arguments["call"], _speaker(node, policy)) for node in others]
+    for path, arguments, node in [*own, *spoken, *((path, arguments, policy) for path, arguments in asked.items())]:
         if isinstance(arguments, Mapping) and arguments and (known := _arguments(node)) is not None:
             yield from _wrong_arguments(path, arguments, known)
+
+
+def _speaker(node: Call, policy: Call) -> Call:
+    """The policy that a node's ``call`` is for, such as a simulated user's: its own, or else the one that is trained."""
+    own = node.arguments.get("policy")
+    return own if isinstance(own, Call) else policy
 
 
 def _wrong_arguments(path: str, arguments: Mapping[str, Any], known: Any) -> Iterator[str]:

@@ -384,7 +384,7 @@ def test_paths_that_no_file_can_have(tmp_path, path):
     row = {**ROW, "image": path}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     refused(tmp_path / "a.jsonl", "no such file", mm.data.picture_texts)
-    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "p", "chosen": path, "rejected": path}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "p", "chosen": path, "rejected": f"../{path}"}))
     refused(tmp_path / "b.jsonl", "no such file", mm.data.pairs)
     (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "p", "image": path}))
     refused(tmp_path / "c.jsonl", "no such file", mm.data.source_images)
