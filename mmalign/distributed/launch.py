@@ -30,7 +30,7 @@ def held_port() -> Iterator[int]:
     """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("", 0))
+        held.bind(("" if sys.platform == "linux" else "127.0.0.1", 0))  # others let no second socket have the same addresses
         yield int(held.getsockname()[1])
 
 
