@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmalign.policies.language import fitting
 from mmalign.policies.language.drawing import Drawn
+from mmalign.policies.language.prefixes import ONE_BLOCK
 from mmalign.policies.settings import Turns
 from mmalign.policies.twins import visions
 from mmalign.types import UserError
@@ -19,8 +20,8 @@ from tests.policies.test_shown import looking, rng, straight
 from tests.policies.test_vision import SEEING, mixed, picture, twin, user
 
 SIZES = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "sliding_window": 8,
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8,
 }  # fmt: skip
 
 
@@ -33,7 +34,9 @@ def paligemma2() -> tuple[Any, Any]:
     words = {name: getattr(one.config.text_config, name) for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
     text = Gemma2Config(**visions.TEXT, **words, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
     sizes = {"projection_dim": visions.WIDTH, "hidden_size": visions.WIDTH, "image_token_index": one.config.image_token_id}
-    return noisy(PaliGemmaForConditionalGeneration(PaliGemmaConfig(text_config=text, vision_config=one.config.vision_config, **sizes))), processor
+    return noisy(
+        PaliGemmaForConditionalGeneration(PaliGemmaConfig(text_config=text, vision_config=one.config.vision_config, **sizes))
+    ), processor
 
 
 def noisy(model: Any) -> Any:
@@ -118,7 +121,7 @@ def test_a_picture_that_what_was_said_would_see_is_refused() -> None:
     processor.chat_template = visions.PICTURE.replace("IMAGE", "<image>").replace("VIDEO", "")
     made = transformers(model, processor, turns=Turns(environment=looking, limit=2, max_turn=4), max_completion=260, device="cpu")
     made.drawing = made.drawing._replace(stops=torch.cat([made.drawing.stops, torch.arange(0, 60)]))
-    refused = pytest.raises(UserError, match=r"PaliGemmaProcessor: has pictures in a prompt alone, .* takes replies in words$")
+    refused = pytest.raises(UserError, match=r"PaliGemmaProcessor: what stands before a picture sees it .* takes replies in words$")
     with refused:
         made.sample(mixed()[:1], 3, rng())
     says, shows = {"role": "assistant", "content": "this"}, {"role": "user", "content": [picture(32, 32)]}
@@ -127,6 +130,27 @@ def test_a_picture_that_what_was_said_would_see_is_refused() -> None:
     given = made.encode(mixed()[:1], [[says, {"role": "user", "content": "and?"}, says]], torch.tensor([0]), rng())
     table, oracle = made.steps(given, torch.tensor([0])).log_probs, straight(made, given)
     torch.testing.assert_close(table[given.mask], oracle[given.mask], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "types"), [("Gemma3", "token_type_ids"), ("Gemma4", "mm_token_type_ids"), ("Molmo2", "mm_token_type_ids")]
+)
+def test_which_pictures_see_those_behind_them_is_what_the_class_itself_says(name: str, types: str) -> None:
+    import transformers as library
+
+    kind = getattr(library, f"{name}ForConditionalGeneration")
+    config = kind.config_class()
+    config.get_text_config().update(
+        {"_attn_implementation": "eager"} | ({"use_bidirectional_attention": "vision"} if name == "Gemma4" else {})
+    )
+    marks = torch.tensor([[1, 1, 0, 1, 1]])  # two pictures, and a word between them
+    empty: dict[str, Any] = {"inputs_embeds": torch.zeros(1, 5, 8), "past_key_values": None, "position_ids": torch.arange(5)[None]}
+    masks = kind.create_masks_for_generate(
+        config, attention_mask=torch.ones(1, 5).long(), is_first_iteration=True, **empty, **{types: marks}
+    )
+    masks = list(masks.values()) if isinstance(masks, dict) else [masks]
+    assert any(bool(mask[0, 0, 0, 1] == 0) for mask in masks)  # a picture sees all of itself
+    assert any(bool(mask[0, 0, 0, 4] == 0) for mask in masks) == (config.model_type in ONE_BLOCK)
 
 
 @pytest.mark.parametrize("name", ["Gemma3", "Bert"])

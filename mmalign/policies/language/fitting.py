@@ -90,7 +90,8 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[Tensor], example: p
         ) from error
     if _sees_ahead(whole, rows, truth, allowed):
         raise UserError(
-            f"policy.model: {name} sees words that follow (attention both ways), so it does not draw what it would score; takes a causal model"
+            f"policy.model: {name} sees words that follow (attention both ways), so it does not draw what it would score; "
+            "takes a causal model"
         )
     backbone: nn.Module = whole
     head: Head = lambda logits: logits  # noqa: E731

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.media import KINDS, ONE, Limits, Medium, canonical_bytes, footage, named, picture
-from mmalign.policies.language.prefixes import ANSWER_TYPE
+from mmalign.policies.language.prefixes import ANSWER_TYPE, ONE_BLOCK
 from mmalign.policies.language.templates import adds_special
 from mmalign.types import UserError
 
@@ -74,7 +74,8 @@ class Vision:
         self.processor, self.frames, self.limits, self.dtype = processor, frames, limits, model.dtype
         self.takes = frozenset(inspect.signature(model.base_model.forward).parameters)
         self.placeholders = placeholders(model)
-        self.answer = ANSWER_TYPE.get(str(model.config.model_type), 0)
+        self.answer = ANSWER_TYPE.get(model.config.model_type, 0)
+        self.at_once = bool(self.answer) or model.config.model_type in ONE_BLOCK  # what stands before a picture sees it
         parts = [getattr(model.config, part, None) is not None for part in ("vq_config", "vision_config")]
         self.by_codes = parts == [True, False]  # filled up with zeros, other sizes are other codes
         size = getattr(getattr(model.config, "vision_config", None), "image_size", None) or (48, 40)  # of models that take any
@@ -118,9 +119,9 @@ class Vision:
         return Prompt(tuple(tokens), text, tuple(media), tuple(spans), types, _digest(tokens, pixels), answer=self.answer)
 
     def read_later(self, text: str, media: Sequence[Medium]) -> Prompt:
-        """A reply with its media, behind what was answered already. Errors: UserError, as ``read``, and where a picture is a prefix's."""
-        if self.answer:
-            why = "has pictures in a prompt alone, all of which sees all of itself, and what was answered has not seen this one"
+        """A reply with its media, behind what was answered already. Errors: UserError, as ``read``, and where words before see it."""
+        if self.at_once:
+            why = "what stands before a picture sees it (attention both ways), and what was answered already has not"
             raise UserError(f"{type(self.processor).__name__}: {why}; takes replies in words")
         return self.read(text, media)
 
