@@ -77,11 +77,22 @@ def test_later_turns_are_drawn_as_they_are_scored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEEING)
-def test_a_models_own_generate_says_the_same(name: str) -> None:
-    """What stands in where a cache cannot be shared: the likeliest words behind prompts that are filled up on the left."""
-    settings: dict[str, Any] = {"turns": None, "max_completion": 6}
-    ours, theirs = policy(name, **settings), policy(name, shared_prefixes=False, **settings)
-    assert ours.generate(mixed(), [0, 1, 2], temperature=0) == theirs.generate(mixed(), [0, 1, 2], temperature=0)
+def test_a_models_own_generate_draws_from_what_is_scored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands in where a cache cannot be shared: behind prompts that are filled up on the left, with pictures of several sizes."""
+    made, seen = policy(name, turns=None, max_completion=6, shared_prefixes=False), list[Tensor]()
+    own = made.model.generate
+
+    def generate(*arguments: Any, **call: Any) -> Tensor:
+        answer = own(*arguments, **call, output_logits=True, return_dict_in_generate=True)
+        seen.append(torch.stack(answer.logits, 1).double())
+        return answer.sequences  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(made.model, "generate", generate)
+    rollout = made.sample(mixed(), 2, rng())
+    drawn = seen[0].index_fill(-1, torch.tensor(made.chat.never), -1e9).log_softmax(-1)
+    drawn = drawn.gather(-1, rollout.held.tokens.unsqueeze(-1)).squeeze(-1)
+    assert len(seen) == 1 and int(rollout.mask.sum()) > 6
+    torch.testing.assert_close(rollout.log_probs[rollout.mask], drawn[rollout.mask], atol=1e-5, rtol=1e-6)
 
 
 class Script:
