@@ -49,10 +49,12 @@ def straight(made: Any, rollout: Any) -> Tensor:
     for row, which in enumerate(held.which.tolist()):
         parts = [held.encoded[which], *(reply for _, reply in held.shown[row])]
         media = [made.chat.vision.picture(medium) for part in parts for medium in part.media]
-        images = {"images": [media]} if media else {}
-        features = made.chat.vision.processor(text=["".join(part.text for part in parts)], **images, return_tensors="pt")
+        text = "".join(part.text for part in parts)
+        features = made.chat.vision.processor(text=[text], images=[media], return_tensors="pt") if media else {}
         ids = torch.cat([held.prompts[which], held.tokens[row, : held.lengths[row]]])[None]
         seen = torch.isin(ids, torch.tensor(sorted(made.chat.vision.placeholders))).long()
+        if model.config.model_type == "paligemma":
+            seen = (torch.arange(ids.shape[1]) >= len(held.prompts[which])).long()[None]  # its prompt is a prefix, all else is an answer
         inputs = {name: value for name, value in features.items() if name in made.chat.vision.takes - {"input_ids", "attention_mask"}}
         for name in ("mm_token_type_ids", "token_type_ids"):
             inputs = {key: value for key, value in inputs.items() if key != name}

@@ -276,7 +276,7 @@ class Chat:
         """A text in the middle of a conversation, with its media; nothing is put around it. Errors: UserError, as ``Vision.read``."""
         if not media or self.vision is None:
             return Prompt(tuple(self.ids(text)), text)
-        read, bos = self._open(self.vision.read(text, media)), self.tokenizer.bos_token
+        read, bos = self._open(self.vision.read_later(text, media)), self.tokenizer.bos_token
         return read.window(int(bool(bos) and read.ids[0] == self.tokenizer.bos_token_id and not text.startswith(bos)), len(read))
 
     def _render(

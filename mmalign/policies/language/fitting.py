@@ -76,7 +76,7 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[Tensor], example: p
     """The fastest way that gives the model's own log-probabilities, and with shared prompts the same gradient.
 
     trained: some parameters whose gradient is compared. example: rows to try; made up by default. Errors: UserError for a model
-    that does not answer at all.
+    that does not answer at all, and for one whose words see those behind them.
     """
     name, rows, p = type(model).__name__, example or made_up(model, ()), next(model.parameters())
     allowed, remarks = ROUNDING.get(p.dtype, 1e-4), list[str]()
@@ -88,6 +88,11 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[Tensor], example: p
         raise UserError(
             f"policy.model: {name} does not answer a tiny batch: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+    if _sees_ahead(whole, rows, truth, allowed):
+        raise UserError(
+            f"policy.model: {name} sees words that follow (attention both ways), so it does not draw what it would score; "
+            "takes a causal model"
+        )
     backbone: nn.Module = whole
     head: Head = lambda logits: logits  # noqa: E731
     candidates: tuple[Head | None, ...] = (matrix_head(model), own_head(model))
@@ -97,6 +102,8 @@ def fit(model: nn.Module, *, shared: bool, trained: Sequence[Tensor], example: p
             break
     else:
         remarks.append(f"{name}: its head cannot be run apart, so the logits of whole batches are held")
+    if getattr(model.config, "prefix_lm", False):
+        remarks.append(f"{name}: was made to see prompts both ways (prefix_lm), and reads them word by word here, as its generate does")
     if shared and not _shares(backbone, head, rows, truth, allowed, trained):
         remarks.append(f"{name}: its cache cannot be shared with its gradient, so prompts are computed once for every row")
         shared = False
@@ -118,6 +125,15 @@ def made_up(model: Any, never: Sequence[int], examples: Sequence[tuple[Tensor, M
     extras = [{}, {}, *({name: value.to(device) for name, value in inputs.items()} for _, inputs in examples)] if examples else []
     on = {"device": device}
     return prefixes.Sequences(prompts, torch.tensor(which, **on), pick(len(which), 4).to(device), torch.tensor(lengths, **on), extras)
+
+
+def _sees_ahead(whole: nn.Module, rows: prefixes.Sequences, truth: Tensor, allowed: float) -> bool:
+    """Whether log-probabilities ``truth`` of words change with the last word of their row: drawn before it, they have not seen it."""
+    last = rows.lengths.unsqueeze(1) - 1 - torch.arange(rows.tokens.shape[1], device=rows.tokens.device)
+    others = torch.where(last == 0, rows.tokens.roll(1, 0).roll(1, 1), rows.tokens)
+    with torch.no_grad():
+        changed = _scores(whole, lambda logits: logits, replace(rows, tokens=others), shared=False)
+    return bool((changed - truth).abs()[last[last >= 0] > 0].max() > allowed)
 
 
 def _scores(backbone: nn.Module, head: Head, rows: prefixes.Sequences, *, shared: bool) -> Tensor:

@@ -59,6 +59,8 @@ class Prefilled(NamedTuple):
 
 ANSWER_TYPE = {"paligemma": 1}
 """The token type of an answer, by model type, where it is not 0: PaliGemma's prompts see all of themselves, its answers what is before."""
+ONE_BLOCK = frozenset({"molmo2"})
+"""Model types all of whose pictures see each other, however far apart they stand."""
 FIRST_PLACE = {"paligemma": 1}
 """The position of the first token, by model type, where it is not 0."""
 

@@ -7,6 +7,7 @@ by itself, its tokens and pixels stand behind those before it, and ``Vision`` re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmalign.policies.language.vision import Prompt
@@ -17,20 +18,20 @@ Shown = tuple[tuple[int, Prompt], ...]
 
 def conversation(prompt: Prompt, ids: Sequence[int], shown: Shown) -> Prompt:
     """A row as one prompt: all of its tokens and media. ids: behind the prompt, those of the replies among them."""
-    replies, start = [reply for _, reply in shown], len(prompt)
+    replies, start, whole = [reply for _, reply in shown], len(prompt), prompt.followed(ids)
     types = {}
     for name in dict.fromkeys(name for part in (prompt, *replies) for name in part.types):
-        values = [*prompt.types.get(name, (0,) * start), *(0,) * len(ids)]
+        values = list(whole.types.get(name, (0,) * len(whole)))
         for place, reply in shown:
             values[start + place : start + place + len(reply)] = reply.types.get(name, (0,) * len(reply))
         types[name] = tuple(values)
     later = [(start + place + first, start + place + last) for place, reply in shown for first, last in reply.spans]
-    return Prompt(
-        ids=(*prompt.ids, *ids),
-        text=prompt.text,
+    return replace(
+        whole,
         media=(*prompt.media, *(medium for reply in replies for medium in reply.media)),
         spans=(*prompt.spans, *later),
         types=types,
+        digest="",
         parts=(prompt, *replies),
     )
 

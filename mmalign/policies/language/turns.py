@@ -116,8 +116,7 @@ class _Row:
         """All of it as a prompt."""
         if self.shown:
             return conversation(self.prompt, self.ids, self.shown)
-        types = {name: (*values, *(0,) * len(self.ids)) for name, values in self.prompt.types.items()}
-        return replace(self.prompt, ids=(*self.prompt.ids, *self.ids), types=types)
+        return self.prompt.followed(self.ids)
 
 
 def tools_of(turns: Turns | None) -> Sequence[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmalign.media import KINDS, ONE, Limits, Medium, canonical_bytes, footage, named, picture
+from mmalign.policies.language.prefixes import ANSWER_TYPE, ONE_BLOCK
 from mmalign.policies.language.templates import adds_special
 from mmalign.types import UserError
 
@@ -34,6 +35,7 @@ class Prompt:
     ids: its tokens. text: what the processor read. media: in their order. spans: of each medium the tokens, from and up to, that the
     processor wrote for it. types: further inputs with a number for each token. digest: of the ids and pixels; empty without media.
     parts: of a conversation in which pictures are shown later, what was read apart: its prompt, and each reply (``shown.py``).
+    answer: the token type of whatever follows it (``prefixes.ANSWER_TYPE``): in drawing, scoring and further turns the same.
     """
 
     ids: tuple[int, ...]
@@ -43,9 +45,15 @@ class Prompt:
     types: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     digest: str = ""
     parts: tuple[Prompt, ...] = ()
+    answer: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def followed(self, ids: Sequence[int]) -> Prompt:
+        """It and the tokens behind it as one prompt: those are an answer's, however many turns they are, and never become its prefix."""
+        types = {name: (*values, *(self.answer,) * len(ids)) for name, values in self.types.items()}
+        return replace(self, ids=(*self.ids, *ids), types=types)
 
     def window(self, start: int, end: int) -> Prompt:
         """Some of its tokens; all media have to be inside. Errors: ValueError."""
@@ -66,6 +74,8 @@ class Vision:
         self.processor, self.frames, self.limits, self.dtype = processor, frames, limits, model.dtype
         self.takes = frozenset(inspect.signature(model.base_model.forward).parameters)
         self.placeholders = placeholders(model)
+        self.answer = ANSWER_TYPE.get(model.config.model_type, 0)
+        self.at_once = bool(self.answer) or model.config.model_type in ONE_BLOCK  # what stands before a picture sees it
         parts = [getattr(model.config, part, None) is not None for part in ("vq_config", "vision_config")]
         self.by_codes = parts == [True, False]  # filled up with zeros, other sizes are other codes
         size = getattr(getattr(model.config, "vision_config", None), "image_size", None) or (48, 40)  # of models that take any
@@ -95,7 +105,7 @@ class Vision:
             if odd := self.placeholders & set(ids):
                 raise UserError(f"prompt: holds the token {min(odd)}, which stands for pixels, and no image or video")
             types = {"token_type_ids": (0,) * len(ids)} if "token_type_ids" in self.takes else {}
-            return Prompt(tuple(ids), text, types=types)
+            return Prompt(tuple(ids), text, types=types, answer=self.answer)
         features = self.process(text, media)
         tokens = features["input_ids"][0].tolist()
         self._refuse_unmarked(tokens, media)
@@ -106,7 +116,14 @@ class Vision:
         pixels = self._pixels(features)
         types = {name: tuple(features[name][0].tolist()) for name in features if _by_token(name) and name in self.takes}
         self._keep(text, media, pixels)
-        return Prompt(tuple(tokens), text, tuple(media), tuple(spans), types, _digest(tokens, pixels))
+        return Prompt(tuple(tokens), text, tuple(media), tuple(spans), types, _digest(tokens, pixels), answer=self.answer)
+
+    def read_later(self, text: str, media: Sequence[Medium]) -> Prompt:
+        """A reply with its media, behind what was answered already. Errors: UserError, as ``read``, and where words before see it."""
+        if self.at_once:
+            why = "what stands before a picture sees it (attention both ways), and what was answered already has not"
+            raise UserError(f"{type(self.processor).__name__}: {why}; takes replies in words")
+        return self.read(text, media)
 
     def inputs(self, prompt: Prompt) -> dict[str, Tensor]:
         """What the model takes beside the ids of a prompt. Errors: UserError where it is not what the prompt was read with."""
