@@ -41,7 +41,10 @@ def changed(records: Sequence[Any], feedback: Feedback, rollout: Rollout, own: s
 
 
 def written(marks: Marks, text: Any, places: Sequence[tuple[int, int]], number: int) -> list[bool]:
-    """Whether each step writes something of a marked word. places: of each step the characters that it adds. number: of the row, for errors."""
+    """Whether each step writes something of a marked word.
+
+    places: of each step the characters that it adds. number: of the row, for errors, as of ``changed``.
+    """
     for start, words in marks:
         if not isinstance(text, str) or text[start : start + len(words)] != words:
             raise RefusedRow(number, f"{words[:60]!r} is marked as wrong at character {start}, where its text has been changed")
@@ -49,9 +52,7 @@ def written(marks: Marks, text: Any, places: Sequence[tuple[int, int]], number: 
         return [False] * len(places)
     length, bare = max((end for _, end in places), default=0), text.strip()
     if length not in (len(text), len(bare)):
-        raise RefusedRow(
-            number, f"words are marked in {len(text)} characters, and its tokens write {length}; takes marks of a text kept whole"
-        )
+        raise RefusedRow(number, f"words are marked in {len(text)} characters, and its tokens write {length}; takes a text kept whole")
     before = 0 if length == len(text) else len(text) - len(text.lstrip())
     spans = [(start - before, start - before + len(words)) for start, words in marks]
     return [any(first < end and start < last for first, last in spans) for start, end in places]

@@ -21,12 +21,13 @@ from mmalign.training import marks
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
 
+PAIR = {"prompt": "q", "chosen": "a cat", "rejected": "a dog"}
 ROWS = [
-    {"prompt": "q", "chosen": "a cat", "rejected": "a bad dog", "wrong_chosen": [[0, 1]], "wrong_rejected": [[1, 6]], "strength": 0.75, "id": "0"},
-    {"prompt": "q", "chosen": "a cat", "rejected": "a dog", "wrong_rejected": [], "id": "1"},
-    {"prompt": "q", "chosen": "a cat", "rejected": "a dog", "id": "2"},
-    {"prompt": "q", "chosen": "a cat", "rejected": "a dog", "wrong_chosen": "[[2, 5]]", "wrong_rejected": [[0, 1]], "strength": 0.5, "id": "3"},
-]  # fmt: skip
+    {**PAIR, "rejected": "a bad dog", "wrong_chosen": [[0, 1]], "wrong_rejected": [[1, 6]], "strength": 0.75, "id": "0"},
+    {**PAIR, "wrong_rejected": [], "id": "1"},
+    {**PAIR, "id": "2"},
+    {**PAIR, "wrong_chosen": "[[2, 5]]", "wrong_rejected": [[0, 1]], "strength": 0.5, "id": "3"},
+]
 WEIGHTS = {  # of gamma 5, by hand; the last step of each row is its end
     "0": ([0, 1, 1, 1, 1, 1], [1, 1, 5, 5, 5, 1, 1, 1, 1, 1]),
     "1": ([1] * 6, [1] * 6),
@@ -70,7 +71,7 @@ def test_marked_words_are_what_dense_dpo_weighs(policy, tmp_path):
         gap = 0.3 * (scores[0] - scores[1])
         expected.append(record.strength * math.log1p(math.exp(-gap)) + (1 - record.strength) * math.log1p(math.exp(gap)))
     weighed = (method.weigh(steps.mask) * values).sum()
-    assert float(weighed) == pytest.approx(sum(expected) / 4, rel=1e-12)
+    assert weighed.item() == pytest.approx(sum(expected) / 4, rel=1e-12)
 
 
 def test_parts_of_a_rollout_keep_their_marks_and_salt_takes_them_out(policy, tmp_path):

@@ -49,8 +49,10 @@ def _of_side(row: Mapping[str, Any], key: str, side: str, output: Any) -> Marks:
 
 
 def _spans(value: Any, key: str) -> list[tuple[int, int]]:
+    if value is None:
+        return []
     try:
-        opened = [] if value is None else parsed(value) if isinstance(value, str) else value
+        opened = parsed(value) if isinstance(value, str) else value
         return sorted((operator.index(start), operator.index(end)) for start, end in opened)
     except (TypeError, ValueError) as error:
         raise Broken(f"{key}: got {value!r:.80}, takes a list of [from, to) in characters") from error
