@@ -13,6 +13,8 @@ from mmalign.types import UserError
 
 UNSAID: Mapping[str, float] = {}
 """What was said in no dimension."""
+Marks = tuple[tuple[int, str], ...]
+"""Words of a text that are marked as wrong: at which character they stand, and what they are; in their order, none twice."""
 
 
 class Pair(NamedTuple):
@@ -23,6 +25,7 @@ class Pair(NamedTuple):
     stream are over once it is used, broken ones included. scores: of both, where somebody scored them. annotator: who said so.
     labels: name of a dimension -> ``strength`` in it alone. ratings: of both, name of a dimension -> how good it is there; or nobody's, ().
     other: the prompt of the second, where it is not that of the first: one output that fits one prompt better than another.
+    wrong: of both, words that people marked as wrong; None: nobody looked.
     """
 
     prompt: Any
@@ -36,6 +39,7 @@ class Pair(NamedTuple):
     labels: Mapping[str, float] = UNSAID
     ratings: tuple[Mapping[str, float], ...] = ()
     other: Any = None
+    wrong: tuple[Marks, Marks] | None = None
 
 
 class Thumb(NamedTuple):

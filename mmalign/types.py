@@ -106,7 +106,8 @@ class Steps:
     facts: name -> ``[B, T]`` whatever else a policy knows of a step, without gradient: ``std`` (of the transition, in
         units of the latent), ``slope`` (how far its mean moves as the velocity ``eps - x_0`` does, absolute), ``dt`` (length of the step in
         the path's own time), ``noise`` (the noise level of a bound); of tokens ``changed`` (1 where the other row of the pair reads
-        differently), ``phrase`` and ``segment`` (numbers from 1, 0 for none); of bounds ``absolute:NAME:SHARE``, the mean over the event of
+        differently; of a pair with marks 1 where they say that a word is wrong, -1 there in its better row), ``phrase`` and ``segment``
+        (numbers from 1, 0 for none); of bounds ``absolute:NAME:SHARE``, the mean over the event of
         the absolute error of the mixture ``share * prediction + (1 - share) * the named reference's``; of tokens ``rank:NAME``, the rank
         that the likeliest token has under the named reference.
     event_size: scalars in one event: 1 for a token, D for a latent of D numbers.

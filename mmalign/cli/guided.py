@@ -68,8 +68,9 @@ def guided(  # the options of a command
         model, reward=_rewards(reward) or None, guidance=guidance, prompts=prompt or None, count=count, seed=seed, call=keywords(call),
         out=out or Path("sampled.png"), trust=trust,
     )  # fmt: skip
+    each = "".join(f"{name} {float(scores.nanmean()):.4g}; " for name, scores in samples.parts.items())
     scored = "" if samples.scores is None else f"mean reward {float(samples.scores.nanmean()):.4g}; "
-    return f"samples: {samples.path}\n{scored}{samples.ledger}".rstrip()
+    return f"samples: {samples.path}\n{scored}{each}{samples.ledger}".rstrip()
 
 
 def _rewards(words: list[str]) -> dict[str, Any]:

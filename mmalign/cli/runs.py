@@ -113,7 +113,9 @@ def sample(  # the options of a command
     count: Annotated[int, typer.Option(min=1, help="Samples for each prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A .png, .mp4, or a folder for single files; in the run by default.")] = None,
-    reward: Annotated[list[str] | None, typer.Option("--reward", help="Guide by it: a name of mm.rewards, or {use: NAME, ...}.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option("--reward", help="Guide by it: a name of mm.rewards, or {use: NAME, ...}; the sum of several.")
+    ] = None,
     guidance: Annotated[str | None, typer.Option(help='How to guide: a name of mm.guidance and settings, "dps scale=5".')] = None,
     call: Annotated[list[str] | None, typer.Option("--call", metavar="KEY=VALUE", help="An argument of the call, under guidance.")] = None,
     trust: Trust = False,

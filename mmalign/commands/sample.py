@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmalign.arguments.facts import of_latents
+from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Count, Seed
 from mmalign.commands._models import Model, guidance_of, model_of, of_pipe
 from mmalign.config import build_part
@@ -19,15 +21,17 @@ from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.files import write_text
 from mmalign.guidance._calls import outputs_of
+from mmalign.guidance._run import checked
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.runs import checkpoint
 from mmalign.runs.pictures import grid, write_each, write_mp4, write_png
 from mmalign.runs.trained import trained
 from mmalign.training.journal import hashed
-from mmalign.types import Policy, UserError, contents
+from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["guided_sample", "sample"]
+SUM = "the weighted sum of all"  # the name of no reward
 
 
 def sample(
@@ -118,11 +122,15 @@ def _generate(policy: Policy, prompts: list[str], seeds: list[int], call: Mappin
 
 
 class Sampled(NamedTuple):
-    """A PNG with a row for each prompt; scores ``[prompts, count]`` of what is in it, where there is a reward; what it cost."""
+    """A PNG with a row for each prompt; scores ``[prompts, count]`` of what is in it, where there is a reward; what it cost.
+
+    parts: of several rewards what each says of the outputs, by name, ``[prompts, count]``.
+    """
 
     path: Path
     scores: Tensor | None
     ledger: Ledger
+    parts: Mapping[str, Tensor]
 
 
 def guided_sample(  # what a command may be told
@@ -157,21 +165,23 @@ def guided_sample(  # what a command may be told
         team.agree("sample", [model if isinstance(model, str) else "", guidance, hashed(wanted), count, seed])
         own = wanted[team.share(len(wanted))]
         rows = [(prompt, seed + number) for prompt in own for number in range(count)]
-        images, scores, ledger = _guided(source, rewards, chosen, weights, rows, dict(call or {}), rows_at_once)
+        images, scores, ledger, parts = _guided(source, rewards, chosen, weights, rows, dict(call or {}), rows_at_once)
         images = of_all.outputs(team, images).unflatten(0, (len(wanted), count))
-        known = of_all.scores(team, {} if scores is None else {"reward": scores}, len(rows)).get("reward")
+        every = of_all.scores(team, {**parts, **({} if scores is None else {SUM: scores})}, len(rows))
+        each = {name: of_rows.unflatten(0, (len(wanted), count)) for name, of_rows in every.items()}
         spent = Ledger(*(sum(values) for values in zip(*team.tell(list(vars(ledger).values())), strict=True)))
         if team.main:
             _written(Path(out), images, wanted, list(range(seed, seed + count)))
-        return Sampled(Path(out), None if known is None else known.unflatten(0, (len(wanted), count)), spent)
+        return Sampled(Path(out), each.pop(SUM, None), spent, each)
 
 
 def _guided(
     source: Model, rewards: Any, chosen: Any, weights: Mapping[str, float] | None, rows: list[tuple[Any, int]], call: dict[str, Any],
     rows_at_once: int,
-) -> tuple[Tensor, Tensor | None, Ledger]:  # fmt: skip
-    """Outputs ``[R, ...]`` of rows (a prompt and a seed), their scores ``[R]`` where there is a reward, and what they cost."""
-    outputs, scores = [], []
+) -> tuple[Tensor, Tensor | None, Ledger, dict[str, Tensor]]:  # fmt: skip
+    """Outputs ``[R, ...]`` of rows (a prompt and a seed), their scores ``[R]`` where there is a reward, what they cost, and what each of
+    several rewards says, ``[R]``."""
+    outputs, scores, parts = [], [], list[dict[str, Tensor]]()
     plain = rewards is None and chosen is None
     with source.using, nullcontext() if plain else guide(source.pipe, rewards, guidance=chosen, weights=weights) as guided:
         for chunk in (rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)):
@@ -182,5 +192,17 @@ def _guided(
             outputs.append(outputs_of(result).detach().cpu())
             if guided is not None and guided.scores is not None:
                 scores.append(guided.scores)
+            if guided is not None and len(guided.rewards) > 1:
+                parts.append(_apart(guided.rewards, outputs[-1], some))
+                guided.ledger.rewards += len(some)
         ledger = Ledger() if guided is None else guided.ledger
-    return torch.cat(outputs), torch.cat(scores) if scores else None, ledger
+    each = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    return torch.cat(outputs), torch.cat(scores) if scores else None, ledger, each
+
+
+def _apart(rewards: Mapping[str, Callable[..., Any]], outputs: Tensor, prompts: Sequence[Any]) -> dict[str, Tensor]:
+    """What each reward says of finished outputs ``[R, ...]``, ``[R]`` float64; of those that look at outputs, not at latents."""
+    asked, columns = contents(prompts), columns_of(prompts)
+    own = {name: reward for name, reward in rewards.items() if not of_latents(reward)}
+    said = {name: checked(name, reward(outputs, asked, **accepted(reward, columns)), len(asked)) for name, reward in own.items()}
+    return {name: scores.detach().double().cpu() for name, scores in said.items()}

@@ -13,7 +13,7 @@ def turned(of: Records | Sequence[Record]) -> Turned:
     """The same records with everything that was said turned round: what was worse is better, and thumbs up are down.
 
     A policy that learns from these models what people do not want, for the negative branch of guidance (Diffusion-NPO,
-    https://arxiv.org/abs/2505.11245; ``mm.guidance.npo``). Ties stay ties.
+    https://arxiv.org/abs/2505.11245; ``mm.guidance.npo``). Ties stay ties, and words marked as wrong are left out.
 
     of: pairs, thumbs or rankings.
 
@@ -32,7 +32,8 @@ class Turned(Around):
         if isinstance(record, Pair):
             first, second = record.scores
             labels = {name: 1 - p for name, p in record.labels.items()}
-            return record._replace(strength=1 - record.strength, scores=(-first, -second), labels=labels, ratings=_negative(record))
+            turned = record._replace(strength=1 - record.strength, scores=(-first, -second), labels=labels, ratings=_negative(record))
+            return turned._replace(wrong=None)
         if isinstance(record, Thumb):
             return record._replace(label=1 - record.label, ratings=_negative(record))
         return record._replace(scores=tuple(-score for score in record.scores), ratings=_negative(record))

@@ -116,7 +116,7 @@ class GuidedRun:
         prompts = [self.call.prompts[row] for row in rows]
         columns = {name: [values[row] for row in rows] for name, values in self.call.columns.items()}
         total = sum(
-            self.weights[name] * _checked(name, reward(outputs, prompts, **accepted(reward, columns), **beside), len(rows))
+            self.weights[name] * checked(name, reward(outputs, prompts, **accepted(reward, columns), **beside), len(rows))
             for name, reward in self.rewards.items()
             if names is None or name in names
         )
@@ -284,7 +284,8 @@ def _copy(generator: torch.Generator) -> torch.Generator:
     return copy
 
 
-def _checked(name: str, scores: Any, rows: int) -> Tensor:
+def checked(name: str, scores: Any, rows: int) -> Tensor:
+    """What a reward said of so many outputs, ``[rows]``. Errors: UserError for anything else."""
     if isinstance(scores, Mapping):
         scores = next(iter(scores.values())) if len(scores) == 1 else scores
     table = scores if isinstance(scores, Tensor) else None

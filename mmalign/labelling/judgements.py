@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,8 @@ class Judgement:
                 raise UserError(f"wrong: got a span of output {output}, takes one of the {len(item.outputs)} texts")
             if any(not 0 <= start < end <= len(item.outputs[place]) for start, end in spans):
                 raise UserError(f"wrong.{output}: got {list(spans)}, takes [from, to) within {len(item.outputs[place])} characters")
+            if any(later < end for (_, end), (later, _) in pairwise(sorted(spans))):
+                raise UserError(f"wrong.{output}: got {list(spans)}, which overlap; takes each character once")
 
 
 class Judgements:
@@ -145,15 +147,18 @@ class Judgements:
                 raise
 
     def _write_pairs(self) -> None:
-        lines = [line for one in self._standing().values() for line in pairs(self.items, one, self.out.parent)]
+        standing = self._standing().values()
+        marking = any(one.wrong for one in standing)
+        lines = [line for one in standing for line in pairs(self.items, one, self.out.parent, marking=marking)]
         write_text(self.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def pairs(items: Items, judgement: Judgement, beside: Path) -> Iterator[dict[str, Any]]:
+def pairs(items: Items, judgement: Judgement, beside: Path, *, marking: bool) -> Iterator[dict[str, Any]]:
     """The rows of the file of pairs that a judgement means: one for every two outputs, none where it was skipped.
 
-    beside: the folder of that file, from where files of outputs are named. Keys: ``prompt, chosen, rejected, strength, id, annotator`` and,
-    where there are any, ``wrong_chosen`` and ``wrong_rejected``, spans of characters.
+    beside: the folder of that file, from where files of outputs are named. Keys: ``prompt, chosen, rejected, strength, id, annotator``.
+    marking: whether words are marked in the file; then texts have ``wrong_chosen`` and ``wrong_rejected`` too, spans of characters, empty
+    where nobody found any.
     """
     item = items.by_id[judgement.item]
     tier_of = {output: tier for tier, outputs in enumerate(judgement.ranking) for output in outputs}
@@ -167,9 +172,9 @@ def pairs(items: Items, judgement: Judgement, beside: Path) -> Iterator[dict[str
         if told(better) == told(worse):
             continue  # nobody can learn from the same words twice
         spans = {
-            f"wrong_{side}": [list(span) for span in judgement.wrong[str(output)]]
+            f"wrong_{side}": [list(span) for span in judgement.wrong.get(str(output), ())]
             for side, output in (("chosen", better), ("rejected", worse))
-            if judgement.wrong.get(str(output))
+            if marking and item.kind == "text"
         }
         yield {
             "prompt": item.prompt,

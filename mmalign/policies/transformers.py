@@ -341,7 +341,7 @@ class TransformersPolicy:
 
         ``needs`` of ``refs``, ``kls``, ``reverse_kls`` and ``rank`` (of references given to ``remember``; all but the first over the whole
         vocabulary), ``entropy``, ``collision``, ``topk_entropy``, ``topk_mass``, ``activation``, the heads, ``contrast:NAME``
-        (``contrasts.others``), ``changed`` and ``phrase`` (by words, of rows that stand in pairs) and ``segment`` fill those tables.
+        (``contrasts.others``), ``changed`` (by marks or words), ``phrase`` (by words, of pairs) and ``segment`` fill those tables.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
         at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
@@ -355,7 +355,7 @@ class TransformersPolicy:
             table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
         of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
         contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in named("contrast", needs)}
-        facts = reading.facts(rollout.held, rows, (rollout.group[rows], rollout.mask[rows]), need_kinds, self.segments, self.chat.text)
+        facts = reading.facts(rollout, rows, need_kinds, self.segments, self.chat.text)
         return Steps(
             log_probs=table[LOG_PROBS][:, columns],
             mask=rollout.mask[at],

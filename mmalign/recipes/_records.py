@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
+from mmalign.needs import CHANGED
 from mmalign.objectives.feedback import comparisons
 from mmalign.records import Drawn, Pair, Ranking, Record, RefusedRow, Thumb, Unread, outputs_of, prompts_of
-from mmalign.training import dimensions
+from mmalign.training import dimensions, marks
 from mmalign.training.ahead import read_media, seen_prompts
 from mmalign.training.experience import Experience
 from mmalign.training.journal import hashed
@@ -41,14 +42,17 @@ def next_encoded(  # what a step of records depends on
         records += take(_unrefused(coming, aside, passed), count - len(records))
         if not team.alone:
             team.agree("records", {called(record): _contents(record) for record in records})
-        prompts, outputs, feedback = rows_of(finish(records), method)
+        prompts, outputs, feedback = rows_of(done := finish(records), method)
         feedback = labelled(feedback, records)
         part, refused, rollout = team.share(len(records)), None, None
         inside = torch.nonzero((feedback.group >= part.start) & (feedback.group < part.stop)).flatten()
         own = slice(int(inside[0]), int(inside[-1]) + 1)
         try:
             usable = seen_prompts(prompts, own), read_media(outputs, own, read)
-            rollout = policy.encode(*usable, feedback.group, draw(), part=own)
+            encoded = policy.encode(*usable, feedback.group, draw(), part=own)
+            if CHANGED in method.needs:
+                encoded.facts[str(CHANGED)] = marks.changed(done, feedback, encoded, own)
+            rollout = encoded
         except RefusedRow as error:
             refused = [error.row, error.why]
         others = [other for other in team.tell(refused) if other is not None]
@@ -88,7 +92,8 @@ def _contents(record: Any) -> str:
     outputs = [_told_apart_by(output) for output in outputs_of(record)]
     numbers = [value for value in record if isinstance(value, float)] + list(record.scores if isinstance(record, (Pair, Ranking)) else ())
     asked = [record.prompt, record.other] if isinstance(record, Pair) and record.other is not None else record.prompt
-    return hashed([asked, outputs, numbers, record.labels if isinstance(record, Pair) else {}, list(record.ratings)])
+    said = [record.labels, record.wrong] if isinstance(record, Pair) else [{}, None]
+    return hashed([asked, outputs, numbers, *said, list(record.ratings)])
 
 
 def _told_apart_by(output: Any) -> Any:

@@ -63,10 +63,28 @@ def test_any_model_is_sampled_under_guidance(tmp_path):
         "digits", reward=brightness, guidance="best_of count=2", prompts=PROMPTS[:2], count=2, call={"num_inference_steps": 3},
         out=tmp_path / "made.png",
     )  # fmt: skip
-    assert made.path.is_file() and made.scores.shape == (2, 2) and made.ledger.evaluations == 2 * 2 * 2 * 3
+    assert made.path.is_file() and made.scores.shape == (2, 2) and made.ledger.evaluations == 2 * 2 * 2 * 3 and not made.parts
     model = model_of("digits/demo")
     assert set(model.rewards) == {"proxy", "novelty"} and model.weights["novelty"] == 2.15 and model.judges.keys() == {"gold"}
     assert model.call["num_inference_steps"] == 20 and len(model.prompts) == 10
+
+
+@pytest.mark.parametrize(("guidance", "chosen"), [("best_of count=2", True), ("dps scale=1", False)])
+def test_of_several_rewards_each_is_told(tmp_path, guidance, chosen):
+    def target(outputs, prompts, *, target):
+        return (brightness(outputs, prompts) - torch.tensor(target).to(outputs)) ** 2
+
+    prompts = [Prompt(PROMPTS[0], {"target": 0.0}), Prompt(PROMPTS[1], {"target": 1.0})]
+    made = guided_sample(
+        "digits", reward={"ink": brightness, "off": target}, guidance=guidance, prompts=prompts, count=2, call={"num_inference_steps": 3},
+        out=tmp_path / "made.png", rows_at_once=3,
+    )  # fmt: skip
+    ink = made.parts["ink"]
+    assert made.parts.keys() == {"ink", "off"} and ink.shape == (2, 2)
+    torch.testing.assert_close(made.parts["off"], (ink - torch.tensor([[0.0], [1.0]], dtype=torch.float64)) ** 2, rtol=1e-5, atol=1e-6)
+    assert (made.scores is not None) == chosen
+    if chosen:
+        torch.testing.assert_close(made.scores, ink + made.parts["off"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("guidance", [None, "fk particles=2", "best_of count=2"])

@@ -44,7 +44,7 @@ def test_what_a_word_means_in_the_file(items):
         ("second 0", "first 0", 1.0), ("first 1", "second 1", 0.75), ("first 2", "second 2", 0.5),
     ]  # fmt: skip
     assert told[0]["annotator"] == "ann" and told[1]["wrong_rejected"] == [[0, 3]]
-    assert "wrong_chosen" not in told[1]
+    assert all(row["wrong_chosen"] == [] for row in told) and told[2]["wrong_rejected"] == []  # looked at, and nothing found
 
 
 def test_a_ranking_is_all_of_its_pairs(items):
@@ -150,6 +150,7 @@ def test_words_of_many_threads_are_all_there(items):
         (Judgement("0", "ann", ((0,), (1,)), wrong={"0": [(0, 99)]}), "within 7 characters"),
         (Judgement("0", "ann", ((0,), (1,)), wrong={"0": [(3, 3)]}), "within 7 characters"),
         (Judgement("0", "ann", ((0,), (1,)), wrong={"5": [(0, 1)]}), "got a span of output 5"),
+        (Judgement("0", "ann", ((0,), (1,)), wrong={"1": [(2, 4), (0, 3)]}), "which overlap"),
         (Judgement("0", "ann", ((0,), (1,)), wrong={"x": [(0, 1)]}), "got a span of output x"),
     ],
 )

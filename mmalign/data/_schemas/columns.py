@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mmalign.data._reading.parsing import parsed
 from mmalign.data._reading.tables import FILE, KEY, Row
-from mmalign.data._schemas import dimensions
+from mmalign.data._schemas import dimensions, marks
 from mmalign.data._schemas.turns import Text, Turns, before_the_answer, conversation, text_of, turns_of
 from mmalign.media import Broken
 from mmalign.types import UserError
@@ -22,6 +22,7 @@ from mmalign.types import UserError
 OURS = (
     "prompt", "chosen", "rejected", "strength", "score_chosen", "score_rejected", "completion", "label", "completions", "labels", "scores",
     "ranks", "id", "annotator", "system", "image", "images", "video", "videos", "ratings", "ratings_chosen", "ratings_rejected",
+    "wrong_chosen", "wrong_rejected",
 )  # fmt: skip
 NEEDED = ("prompt", "chosen", "rejected", "completion", "label", "completions", "labels", "scores", "ranks")  # once they are named
 PROMPTS = ("prompt", "question", "instruction", "query", "problem", "input")  # the first that a row has
@@ -174,7 +175,7 @@ def laid_out(row: Row, kind: str, names: Names) -> Layout:
         read |= _put(ours, _pair(low, names))
         for name, theirs in SCORES.items():
             read |= _first(low, ours, name, theirs)
-        read |= _put(ours, dimensions.of_pair(low))
+        read |= _put(ours, dimensions.of_pair(low)) | _put(ours, marks.of_pair(low))
     elif kind == "rated":
         read |= _put(ours, _answer(low, names)) | _put(ours, dimensions.of_answer(low))
     elif kind in ("thumbs", "demonstrations"):

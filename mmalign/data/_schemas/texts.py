@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mmalign.data._reading.parsing import number
 from mmalign.data._reading.stored import Schema
 from mmalign.data._reading.tables import Row
-from mmalign.data._schemas import columns, dimensions
+from mmalign.data._schemas import columns, dimensions, marks
 from mmalign.data._schemas.columns import Layout
 from mmalign.data._schemas.notices import Notice
 from mmalign.data._schemas.turns import (
@@ -50,7 +50,8 @@ def preference(row: Row, name: str) -> Iterator[Pair]:
     Conversations that begin before the assistant's turn are whole ones: the turns that both share up to the first that differs are the
     prompt, also where ``prompt`` repeats some of it (UltraFeedback, binarized). Of strings it is the words that both share.
     ``strength``: the probability that ``chosen`` is the better one, 1 where there is no such column. ``score_chosen`` and
-    ``score_rejected`` are kept as the pair's scores; the row's own word which is chosen stands, whatever they are.
+    ``score_rejected`` are kept as the pair's scores; the row's own word which is chosen stands, whatever they are. ``wrong_chosen`` and
+    ``wrong_rejected`` are spans of characters that people marked as wrong.
     """
     chosen, rejected = conversation(row, "chosen"), conversation(row, "rejected")
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -74,7 +75,8 @@ def preference(row: Row, name: str) -> Iterator[Pair]:
     scores = (number(row.get("score_chosen")), number(row.get("score_rejected")))
     prompt, (first, second) = put_together(prompt, (chosen, rejected))
     record = Pair(prompt, first, second, strength, id_of(row, name), scores=scores, annotator=annotator(row))
-    yield record._replace(labels=dimensions.labels(row.get("labels")), ratings=dimensions.of_sides(row))
+    ratings, wrong = dimensions.of_sides(row), marks.of_sides(row, (first, second))
+    yield record._replace(labels=dimensions.labels(row.get("labels")), ratings=ratings, wrong=wrong)
 
 
 def _words(turn: Mapping[str, Any]) -> str:

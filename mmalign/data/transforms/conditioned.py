@@ -56,4 +56,4 @@ class Conditioned(Doubled):
         turned = {name: 1 - p for name, p in record.labels.items()}
         if record.strength < 0.5:  # the second is the better one: its own prompt lets it win
             high, low = low, high
-        return record._replace(prompt=high), record._replace(prompt=low, strength=1 - record.strength, labels=turned)
+        return record._replace(prompt=high), record._replace(prompt=low, strength=1 - record.strength, labels=turned, wrong=None)

@@ -34,4 +34,4 @@ class Unlabelled(Around):
     def _change(self, record: Any) -> Any:
         if not isinstance(record, Pair):
             raise UserError(f"records.of: got a {type(record).__name__}, takes pairs")
-        return record._replace(strength=nan, scores=(nan, nan), labels={}, ratings=())
+        return record._replace(strength=nan, scores=(nan, nan), labels={}, ratings=(), wrong=None)

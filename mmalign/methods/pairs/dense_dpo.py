@@ -22,13 +22,14 @@ def dense_dpo(*, beta: Positive = 0.1, gamma: NotNegative = 5.0, margin: Literal
 
     Args:
         beta: as in ``dpo``.
-        gamma: what a corrected step counts for.
+        gamma: what a corrected step counts for, or one that people marked as wrong in the worse row.
         margin: ``per_step``, as above; ``total``, without the division.
 
     Paper: RLHF-V: Towards Trustworthy MLLMs via Behavior Alignment from Fine-grained Correctional Human Feedback, arXiv 2312.00849.
 
     Deviations: the paper calls it DDPO, which is another method elsewhere. Its gamma of 5 is as we remember it; beta is ours. Which
-    steps were corrected is the fact ``changed``. Soft labels are ours.
+    steps were corrected is the fact ``changed``; of pairs with marks (``wrong_rejected`` of `mmalign label`) it is what is marked, and c_t
+    is 0 for what is marked in the better row (``wrong_chosen``), which is ours. Soft labels are ours.
 
     Dialects:
     - RLAIF-V: beta=0.5, gamma=3.0, margin="total": the defaults of the code that RLHF-V and RLAIF-V share: it adds up, and divides

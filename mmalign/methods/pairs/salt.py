@@ -12,7 +12,8 @@ def salt(*, added: NotNegative = 1.0, removed: NotNegative = 1.0) -> Method:
     """What an edit keeps and adds becomes likelier, and what it takes out less likely, word by word; no reference.
 
     Of a pair the better row w is the edited text and the worse row l what was edited; a step is kept where both have it, added where only w
-    has it, removed where only l has it (the fact ``changed``)::
+    has it, removed where only l has it (the fact ``changed``; of pairs with marks, removed where l is marked as wrong, and all of w is
+    kept but what is marked)::
 
         loss = mean over pairs of  1 / |w| (-sum_{t of w kept} log pi_t - added sum_{t of w added} log pi_t
                                             - removed sum_{t of l removed} log(1 - pi_t))

@@ -15,7 +15,8 @@ def _fact(steps: Steps, need: Need) -> Tensor:
 
 
 def changed(factor: float) -> Part:
-    """``factor`` for steps that the other row of the pair has not, 1 for the others.
+    """``factor`` for steps that the other row of the pair has not, or that are marked as wrong, 0 for what is wrong in its better row, 1
+    for the others.
 
     factor: 0 or more.
 
@@ -23,7 +24,12 @@ def changed(factor: float) -> Part:
     """
     if factor < 0:
         raise UserError(f"gamma: got {factor}, takes 0 or more")
-    return Part(lambda steps: live(1 + (factor - 1) * (_fact(steps, CHANGED) > 0).double(), steps.mask), frozenset({CHANGED}))
+
+    def of(steps: Steps) -> Tensor:
+        fact = _fact(steps, CHANGED)
+        return live(torch.where(fact > 0, float(factor), (fact == 0).double()), steps.mask)
+
+    return Part(of, frozenset({CHANGED}))
 
 
 def phrases() -> Part:

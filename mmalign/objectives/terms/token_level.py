@@ -70,14 +70,14 @@ def critical(*, beta: float, both: bool, models: tuple[str, str] | None = None) 
 def edited(*, added: float, removed: float) -> Term:
     """``1 / |w| (-sum_w (1, added where changed) log pi - removed sum_{l, changed} log(1 - pi))``, w the better row and l the worse one.
 
-    added, removed: weights, 0 or more.
+    added, removed: weights, 0 or more. What is marked as wrong in w (``changed`` is -1) has weight 0.
     """
     score = scores.policy("per_step")
 
     def of(steps: Steps, order: Order) -> Tensor:
-        log_probs, changed = live(steps.log_probs, steps.mask), live(held(steps, CHANGED), steps.mask) > 0
-        weight = torch.where(changed, added, 1.0)
-        unlikely = live(log_probs - scores.log_odds(log_probs), steps.mask & changed)
+        log_probs, changed = live(steps.log_probs, steps.mask), live(held(steps, CHANGED), steps.mask)
+        weight = torch.where(changed > 0, added, (changed == 0).double())
+        unlikely = live(log_probs - scores.log_odds(log_probs), steps.mask & (changed > 0))
         likely = order.sides((weight * log_probs).sum(1, keepdim=True))[0]
         length = order.sides(steps.mask.sum(1, keepdim=True))[0].clamp(min=1)
         return -(likely + removed * order.sides(unlikely.sum(1, keepdim=True))[1]) / length

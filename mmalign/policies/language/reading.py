@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.types import UserError
+from mmalign.types import Rollout, UserError
 
 Decode = Callable[[Sequence[int]], str]
 Span = tuple[int, int]
@@ -114,21 +114,22 @@ def compared(rows: Tensor, group: Tensor, tokens: Tensor, lengths: Tensor, decod
     return table
 
 
-def facts(
-    held: Any, rows: Tensor, of: tuple[Tensor, Tensor], wanted: Collection[str], segments: Segments, decode: Decode
-) -> dict[str, Tensor]:
-    """Those that are ``wanted`` of ``changed``, ``phrase`` and ``segment``, ``[R, T]`` of some rows. held: ``completions.Completions``.
+def facts(rollout: Rollout, rows: Tensor, wanted: Collection[str], segments: Segments, decode: Decode) -> dict[str, Tensor]:
+    """Those that are ``wanted`` of ``changed``, ``phrase`` and ``segment``, ``[R, T]`` of some rows; it holds ``completions.Completions``.
 
-    of: group ``[R]`` and mask ``[R, T]`` of these rows.
+    What is marked in a row (``Rollout.facts``, NaN: nothing is known) is what is ``changed`` there, wherever it reads differently.
     """
+    held: Any = rollout.held
     tables, tokens, lengths = dict[str, Tensor](), held.tokens[rows], held.lengths[rows]
     if {"changed", "phrase"} & {*wanted}:
         key = tuple(rows.tolist())
         if key not in held.phrases:
-            held.phrases[key] = compared(rows, of[0], tokens, lengths, decode)
-        tables = {"phrase": held.phrases[key], "changed": (held.phrases[key] > 0).long()}
+            held.phrases[key] = compared(rows, rollout.group[rows], tokens, lengths, decode)
+        differs = (held.phrases[key] > 0).double()
+        marked = rollout.facts["changed"][rows] if "changed" in rollout.facts else torch.full_like(differs, torch.nan)
+        tables = {"phrase": held.phrases[key], "changed": torch.where(marked.isnan(), differs, marked)}
     if "segment" in wanted:
-        tables["segment"] = segmented(segments, tokens, lengths, of[1], decode)
+        tables["segment"] = segmented(segments, tokens, lengths, rollout.mask[rows], decode)
     return {name: table for name, table in tables.items() if name in wanted}
 
 
