@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from mmalign.arguments.places import resource as resource
 from mmalign.arguments.signatures import nearest
 
 
@@ -66,13 +67,6 @@ def offered(room: str, name: str) -> Any:
     from mmalign.arguments.calls import remembering
 
     return remembering(value)
-
-
-def resource(name: str) -> Path:
-    """A file or folder of ``configs/`` or ``assets/``, in a checkout or inside the installed package; it may not exist."""
-    package = Path(__file__).parent
-    installed = package / name
-    return installed if os.path.exists(installed) else package.parent / name
 
 
 def furnish(package: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.arguments import environment, signatures
-from mmalign.arguments.places import absolute
+from mmalign.arguments.places import absolute, by_name
 from mmalign.arguments.renamed import renamed
 
 
@@ -78,7 +78,8 @@ def saying(what: Made | Mapping[str, Any]) -> Iterator[None]:
 def described() -> dict[str, Any]:
     """The call that is going on as a config says it, without ``resume``; empty for a function that no room answered with.
 
-    What was read of the environment is as it was written, and places on disk have their whole names.
+    What was read of the environment is as it was written; places on disk have their whole names, and those that come with mmalign the names
+    by which it finds them.
     """
     now = _NOW.get()
     if now is None:
@@ -86,7 +87,7 @@ def described() -> dict[str, Any]:
     if isinstance(now, Made):
         now = {"use": now.name, **{key: node_of(item) for key, item in now.arguments.items()}}
     written = {key: environment.as_written(value) for key, value in now.items() if key != "resume"}
-    return {str(key): value for key, value in absolute(written, Path.cwd()).items()}
+    return {str(key): value for key, value in by_name(absolute(written, Path.cwd())).items()}
 
 
 def bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmalign.arguments.places import found
 from mmalign.commands._hub import may_push
 from mmalign.commands._hub import push as send
 from mmalign.commands._metadata import metadata
@@ -166,7 +167,7 @@ def base_node(node: Any) -> Mapping[str, Any] | None:
     """The node of a policy that has a pipeline or a model: itself, or the one that it wraps."""
     while isinstance(node, Mapping) and not ("pipeline" in node or "model" in node):
         node = node.get("of")
-    return node if isinstance(node, Mapping) else None
+    return found(node) if isinstance(node, Mapping) else None
 
 
 def _base(node: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments import calls, environment
-from mmalign.arguments.places import absolute
+from mmalign.arguments.places import absolute, found
 from mmalign.arguments.signatures import nearest, parameters
 from mmalign.config import stages
 from mmalign.config.crosschecks import crosschecked, foreseen
@@ -49,7 +49,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{key}{one_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"{file}: its interpolations lead to themselves") from error
-    return {str(key): value for key, value in absolute(resolved, file.parent).items()}
+    return {str(key): value for key, value in found(absolute(resolved, file.parent)).items()}
 
 
 def check(node: Mapping[str, Any], *, trust: bool = False) -> list[str]:

@@ -260,7 +260,7 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
     if not homes and not IMPORT_PATH.fullmatch(name):
         known = [known for room in rooms for known in index(f"mmalign.{room}")]
         near = nearest(name, known) or (f"; it has: {', '.join(known)}" if len(known) <= 12 else "")
-        review.errors.append(f"{path}: got {name!r}, there is none in {places}{near}; an import path works too")
+        review.errors.append(f"{path}: got {name!r}, there is none in {places}{_elsewhere(name) or near}; an import path works too")
         return Unread(name)
     if not homes and not is_offered(name, whole=path == "use"):
         review.external.append(ExternalCode(path, name, source_file(name)[0]))
@@ -279,6 +279,12 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         review.errors.append(f"{path}: got {name!r}, which is a {type(function).__name__}; takes a function")
         return Unread(name)
     return function  # type: ignore[no-any-return]
+
+
+def _elsewhere(name: str) -> str:
+    """Under which keys a name stands that is none where it is; "" where it is none at all, or may stand under many (what worlds have)."""
+    keys = [key for key, rooms in ROOMS.items() if any(name in index(f"mmalign.{room}") for room in rooms)]
+    return f"; it is one that stands under {' or '.join(keys)}" if 0 < len(keys) <= 3 else ""
 
 
 def _of_another_kind(name: str, path: str, room: str) -> str:

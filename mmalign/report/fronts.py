@@ -36,7 +36,7 @@ def front(run: RunData, objectives: Sequence[str]) -> Front | None:
 
     A reward with a limit (``combine.limits``) or a weight below 0 is a cost: less of it is better. The corner is what ``combine.worst``
     says where it has all objectives (as ``hypervolume_weights`` takes it), and a tenth of its range below the lowest evaluation of each
-    elsewhere, so that the ends of a front count too.
+    elsewhere, so that the ends of a front count too; 1 below one that never changed, so that the hypervolume is that of the others.
     """
     combine = run.config.get("combine")
     said: Mapping[str, Any] = combine if isinstance(combine, Mapping) else {}
@@ -48,7 +48,7 @@ def front(run: RunData, objectives: Sequence[str]) -> Front | None:
         return None
     points = [[sign * known[step] for sign, known in zip(signs, values, strict=True)] for step in steps]
     worst = [_number(_mapping(said.get("worst")).get(name), math.nan) for name in objectives]
-    lowest = [min(axis) - ROOM * (max(axis) - min(axis)) for axis in zip(*points, strict=True)]
+    lowest = [min(axis) - (ROOM * (max(axis) - min(axis)) or 1.0) for axis in zip(*points, strict=True)]
     corner = lowest if any(map(math.isnan, worst)) else [sign * value for sign, value in zip(signs, worst, strict=True)]
     volumes = _volumes(points, corner) if len(objectives) <= MEASURED else []
     return Front([*objectives], costs, steps, points, pareto_front(points), corner, volumes)
@@ -99,7 +99,9 @@ def _volume(found: Front, kind: str, unit: str) -> Figure:
         words=[f"{short(volume)} at {unit} {step}" for step, volume in zip(found.steps, found.volumes, strict=True)],
         colour=1,
     )
-    note = f"Of what the evaluations so far dominate, {ends}; counted from {corner}. {in_words(found, unit)}"
+    still = [name for name, axis in zip(found.objectives, zip(*found.points, strict=True), strict=True) if min(axis) == max(axis)]
+    same = f" The same in every evaluation: {', '.join(still)}." if still else ""
+    note = f"Of what the evaluations so far dominate, {ends}; counted from {corner}. {in_words(found, unit)}{same}"
     return Figure(title, note, draw(Plot([line], unit, f"{title}: {ends}")))
 
 

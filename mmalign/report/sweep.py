@@ -84,7 +84,7 @@ def laws(table: Mapping[str, Any]) -> list[list[str]]:
             law = found["law"]
             said = "turns: more KL costs" if law["turns"] else "not known to turn inside of what was measured"
             peak = _interval(law["peak"]) if law["turns"] else "none found"
-            counts = f"{law['points']} of {law['runs']} runs"
+            counts = f"{law['points']}, of {law['runs']} runs"
             rows.append([name, group, _interval(law["alpha"]), _interval(law["beta"]), peak, _number(law["explained"]), counts, said])
     return rows
 

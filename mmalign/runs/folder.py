@@ -29,6 +29,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.places import by_name, is_same
 from mmalign.files import flat, plain, write_json, write_text
 from mmalign.runs import checkpoint as checkpoints
 from mmalign.runs.metrics import read_metrics, truncate_metrics
@@ -260,16 +261,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_config(path: Path, old: Any, new: Any, may_grow: Sequence[str], may_differ: Sequence[str]) -> list[str]:
-    """A line for each difference that matters no more than by rounding. Errors: UserError for others."""
+    """A line for each difference of rounding, or of where mmalign is. Errors: UserError for others."""
     missing = "(absent)"
     before, after = flat(old), flat(new)
     wrong, allowed = list[str](), list[str]()
     for key in sorted(set(before) | set(after)):
         was, now = before.get(key, missing), after.get(key, missing)
         grows = key in may_grow and isinstance(was, (int, float)) and isinstance(now, (int, float)) and now >= was
-        if was == now or grows:
+        if was == now or grows or by_name(was) == now:
             continue
-        (allowed if any(fnmatchcase(key, pattern) for pattern in may_differ) else wrong).append(f"{key} was {was!r}, is {now!r}")
+        harmless = is_same(was, now) or any(fnmatchcase(key, pattern) for pattern in may_differ)
+        (allowed if harmless else wrong).append(f"{key} was {was!r}, is {now!r}")
     if wrong:
         raise UserError(
             f"{path}: cannot resume with another config: {'; '.join(wrong)}; undo that, or give the run another name (run.name=...)"

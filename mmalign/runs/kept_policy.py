@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmalign.arguments.places import by_name
 from mmalign.runs.folder import read_config
 from mmalign.types import UserError
 
@@ -21,7 +22,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     import yaml
     from safetensors.torch import save_file
 
-    own = {key: config[key] for key in ("policy", "method") if key in config}
+    own = {key: by_name(config[key]) for key in ("policy", "method") if key in config}
     (folder / CONFIG).write_text(yaml.safe_dump(own, sort_keys=False, allow_unicode=True), encoding="utf-8")
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / WEIGHTS)
     hashes = {name: _hash(folder / name) for name in (CONFIG, WEIGHTS)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmalign.arguments.calls import sayable
+from mmalign.arguments.places import found
 from mmalign.config import build_part, external_code
 from mmalign.distributed.team import joined
 from mmalign.files import plain
@@ -56,10 +57,11 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run there (no config.yaml); takes the folder of a run")
     if kept_policy.there(folder):
-        config, parameters = kept_policy.read(folder)
+        kept, parameters = kept_policy.read(folder)
+        config: dict[str, Any] = found(kept)
         refuse_external_code(config, str(folder), trust)
         return Trained(folder, config, folder / kept_policy.WEIGHTS, {}, ("trained",), "trained", {"trained": parameters})
-    config = read_config(folder)
+    config = found(read_config(folder))
     if "stages" in config and "policy" not in config:
         refuse_external_code(config, str(folder), trust)
         if (last := last_run(folder)) is None:

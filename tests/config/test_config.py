@@ -165,6 +165,10 @@ WRONG = [
     ({"method": {"clip": 0.1}}, "method.use: missing, takes a name of methods, or an import path"),
     ({"method": "g r"}, "method: got 'g r', takes a node {use: NAME, ...} with a name of methods"),
     ({"method": None}, "method: got None, takes a node {use: NAME, ...} with a name of methods"),
+    (
+        {"rewards": {"size": {"use": "gdpo"}}},
+        "rewards.size.use: got 'gdpo', there is none in rewards or worlds; it is one that stands under method; an import path works too",
+    ),
     ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
     ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
     ({"method": {"use": "no_package.at_all"}}, "method.use: no_package.at_all: no module called 'no_package'"),

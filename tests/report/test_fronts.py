@@ -43,6 +43,9 @@ def test_costs_and_what_has_no_front(tmp_path):
     assert front(run(tmp_path / "weight", {"use": "weighted_sum", "weights": {"b": -1.0}}), ["a", "b"]).places == cost.places
     many = figures(run(tmp_path / "many", extra=["c", "d"]))
     assert [(one.title, bool(one.svg)) for one in many] == [("Hypervolume of rewards", False)] and "takes 3" in many[0].note
-    three = figures(run(tmp_path / "three", extra=["c"]))
+    with_c = run(tmp_path / "three", extra=["c"])
+    three = figures(with_c)
     assert [(one.title, bool(one.svg)) for one in three] == [("Hypervolume of rewards", True)]
+    assert "The same in every evaluation: c." in three[0].note
+    assert front(with_c, ["a", "b", "c"]).volumes == pytest.approx(front(with_c, ["a", "b"]).volumes)  # not 0
     assert front(run(tmp_path / "single"), ["a"]) is None and front(run(tmp_path / "unknown"), ["a", "x"]) is None
