@@ -144,3 +144,13 @@ def test_who_reads_no_marks_says_so(tmp_path):
         warnings.simplefilter("error")
         marks.remark(mm.methods.dense_dpo(), records)
         marks.remark(mm.methods.dpo(), [record for record in records if record.id in "12"])
+
+
+def test_salt_takes_marked_words_out_and_learns_none(policy, tmp_path):
+    method, records = mm.methods.salt(removed=0.5), read(tmp_path, ROWS[:1]).first(1)
+    _, feedback, rollout = encoded(policy, method, [records[0]._replace(strength=1.0)])
+    steps = policy.steps(rollout, torch.arange(2), needs=method.needs)
+    better, worse = steps.log_probs.tolist()
+    expected = -(sum(better[1:6]) + 0.5 * sum(math.log1p(-math.exp(worse[t])) for t in (2, 3, 4))) / 6
+    loss = (method.weigh(steps.mask) * method.loss(steps, method.signal(feedback)).values).sum()
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
