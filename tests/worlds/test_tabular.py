@@ -15,6 +15,7 @@ import mmalign as mm
 from mmalign.needs import COLLISION, ENTROPY, OLD, kls, refs, reverse_kls
 from mmalign.objectives.feedback.shaping import potential_shaping
 from mmalign.records import RefusedRow
+from mmalign.training.own_samples import own_samples
 from mmalign.types import Behavior, UserError
 from mmalign.worlds.tabular import behavior, bilevel, mdp, pairs
 from mmalign.worlds.tabular.mdp import Mdp
@@ -326,3 +327,24 @@ def test_an_aligned_policy_tips_where_what_is_forbidden_pays_more_and_nowhere_el
     run = {"folder": str(tmp_path), "trackers": ()}
     mm.online(policy, ["0,2"], reward, mm.methods.dr_grpo(length=8), steps=25, optimizer=mm.adamw(rate=0.15), run=run, **settings)
     assert 0.005 < before < 0.05 and (chance() > 0.5 if tips else chance() < before / 2)
+
+
+def test_the_kl_of_own_episodes_is_that_of_the_tables():
+    policy = mm.worlds.tabular()
+    with torch.no_grad():
+        policy.parameters()["logits"].copy_(torch.randn(policy.parameters()["logits"].shape, generator=torch.Generator().manual_seed(0)))
+    now = policy.log_probs().detach()
+    with policy.using("ref"):
+        base = policy.log_probs().detach()
+    of_state, likeliest = (now.exp() * (now - base)).sum(-1), now.argmax(-1)
+    rollout = policy.traced(["0,0"] * 8, list(range(8)))
+    assert rollout.outputs == policy.generate(["0,0"] * 8, list(range(8)))
+    found = own_samples(policy, rollout, "ref")
+    for row in range(8):
+        states = rollout.held.states[row, :-1][rollout.mask[row]]
+        assert found["kl"][row] == pytest.approx(float(of_state[states].sum()), rel=1e-9)
+        assert found["tokens/topk_mass"][row] == pytest.approx(1.0)  # there are four actions
+        entropy = -(now.exp() * now).sum(-1)[states].mean()
+        assert found["tokens/topk_entropy"][row] == pytest.approx(float(entropy), rel=1e-9)
+        above = (base[states] > base[states].gather(-1, likeliest[states][:, None])).sum(-1)
+        assert found["tokens/unshifted"][row] == pytest.approx(float((above == 0).double().mean()))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Finite
-from mmalign.needs import OLD
+from mmalign.needs import OLD, rank
+from mmalign.policies.language.logits import TOP_K
 from mmalign.policies.parameters import ParameterSets
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -21,7 +22,7 @@ from mmalign.worlds.tabular.walks import Walks, read, said, start_of
 
 __all__ = ["TabularPolicy", "tabular"]
 
-GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "behaviors"})
+GIVES = frozenset({"old", "refs", "kls", "reverse_kls", "entropy", "collision", "topk_entropy", "topk_mass", "rank", "behaviors", "traced"})
 HEADS = frozenset({"value"})
 ADAPTER = Adapter("token", GIVES, gives_with={"heads": HEADS}, call=lambda arguments: ())
 
@@ -106,13 +107,18 @@ class TabularPolicy:
     @torch.no_grad()
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> list[str]:
         """An episode for each prompt, of one seed each. Errors: UserError on any argument in ``call``: there are none."""
+        return self.traced(prompts, seeds, **call).outputs  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def traced(self, prompts: list[str], seeds: list[int], **call: Any) -> Rollout:
+        """What ``generate`` gives, as rows that nobody has scored yet; see there."""
         if call:
             raise UserError(f"call: got {', '.join(call)}, takes nothing in this world")
         seeded = [torch.Generator().manual_seed(seed) for seed in seeds]
         chance = torch.stack([torch.rand(self.world.horizon, 2, generator=rng, dtype=torch.float64) for rng in seeded])
         starts = torch.tensor([start_of(self.world, prompt) for prompt in prompts])
         rows = self._walked(starts, self.log_probs().exp().expand(len(prompts), -1, -1), chance)
-        return [said(self.world, *row)[0] for row in rows]
+        return self._rollout(list(prompts), rows, torch.arange(len(prompts)))
 
     def encode(self, prompts: list[str], outputs: Any, group: Tensor, rng: torch.Generator, *, part: slice = EVERY) -> Rollout:
         """Given episodes. Errors: RefusedRow for the first that is none of this world."""
@@ -138,6 +144,8 @@ class TabularPolicy:
         now = self.log_probs()[states]
         refs = {name: table[cells] for name, table in walks.refs.items()}
         terms = {"entropy": -(now.exp() * now).sum(-1), "collision": (2 * now).logsumexp(-1)}
+        likely = now.topk(min(TOP_K, now.shape[-1])).values
+        terms |= {"topk_entropy": -(likely.exp() * likely).sum(-1), "topk_mass": likely.exp().sum(-1)}
         terms |= {head: self.sets.trained[head][states] for head in HEADS & self.gives}
         live = lambda table: torch.where(mask, table, 0.0)  # noqa: E731
         return Steps(
@@ -148,6 +156,7 @@ class TabularPolicy:
             kls={name: live(_kl(now, refs[name])) for name in references_of("kls", needs, refs)},
             reverse_kls={name: live(_kl(refs[name], now)) for name in references_of("reverse_kls", needs, refs)},
             terms={name: live(value) for name, value in terms.items() if Need(name) in needs},
+            facts={str(rank(name)): _rank(now, refs[name]) for name in references_of("rank", needs, refs)},
             kind=self.kind,
         )
 
@@ -194,6 +203,11 @@ class TabularPolicy:
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """``KL(p || q)`` of log-probabilities ``[..., A]``, nats."""
     return (p.exp() * (p - q)).sum(-1)
+
+
+def _rank(p: Tensor, q: Tensor) -> Tensor:
+    """Which place, 1 for the likeliest, p's likeliest action has in q; of log-probabilities ``[..., A]``."""
+    return 1 + (q > q.gather(-1, p.argmax(-1, keepdim=True))).sum(-1)
 
 
 def _drawn(probabilities: Tensor, chance: Tensor) -> Tensor:
