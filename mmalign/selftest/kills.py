@@ -6,6 +6,7 @@ A run of several processes has one of them killed, or all at once; the others ha
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import time
@@ -22,6 +23,9 @@ from mmalign.types import UserError
 
 TIMEOUT, PATIENCE = 30.0, 60.0
 """Seconds that processes of a run which is killed wait for each other, and that those left have, once one was killed, to end."""
+
+HEARD = re.compile(r"(round \d+, [^:]+: )?process")
+"""How words begin of a process that hears of another one's end; of rounds those of the stage."""
 
 LONGEST = 600.0
 """Seconds that a run may take which nobody kills, and that its processes wait for each other."""
@@ -101,7 +105,7 @@ class Killer:
         words = forked.words(self.root, self.processes)
         left = [(code, text) for pid, code, text in zip(pids, codes, words, strict=True) if pid not in some]
         for code, text in left:
-            if code not in (0, 2) or (code == 2 and not text.startswith("process")):
+            if code not in (0, 2) or (code == 2 and not HEARD.match(text)):
                 return Kill(True, f"a process that was not killed ended with {code}, and said: {_last(text)}")
         if late := -signal.SIGKILL not in codes:
             self.seconds *= 0.8  # the run that was timed met a busier machine

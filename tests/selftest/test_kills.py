@@ -14,7 +14,7 @@ import pytest
 from mmalign.distributed import forked
 from mmalign.runs import checkpoint
 from mmalign.selftest import kills
-from mmalign.selftest.kills import Kill, Killed, Killer
+from mmalign.selftest.kills import HEARD, Kill, Killed, Killer
 from mmalign.selftest.trials import contents, differing, trials
 from mmalign.types import UserError
 from tests.helpers import small_run
@@ -131,3 +131,10 @@ def test_a_killed_process_keeps_no_bar_s_lock_from_the_others(tmp_path: Path) ->
     holding, other = forked.fork(2, holds, tmp_path)
     assert forked.wait([other], patience=300.0) == [0]
     assert forked.wait([holding], patience=0.1) == [-signal.SIGKILL]
+
+
+def test_who_hears_of_another_s_end_is_told_from_who_fails() -> None:
+    """Of rounds, words begin with the stage's place."""
+    assert HEARD.match("processes: process 0 of 2 hears nothing of process 1 any more")
+    assert HEARD.match("round 2, train: processes: process 0 of 2 hears nothing of process 1 any more")
+    assert not HEARD.match("round 2, train: records: no such file") and not HEARD.match("Traceback of a process")
