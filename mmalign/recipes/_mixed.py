@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from mmalign.distributed.team import team_for
 from mmalign.needs import as_bound
 from mmalign.recipes._beside import Beside
-from mmalign.recipes._foreseen import LOOK, refuse_records, streamed
+from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._records import feedbacks, learned_from, next_encoded
 from mmalign.records import Unfinished
-from mmalign.training import marks
 from mmalign.training.dead_steps import refuse_unknown
 from mmalign.training.learner import Learner
 from mmalign.training.micro_rows import MicroRows
@@ -59,7 +57,6 @@ class Mixed:
         if isinstance(self.source, Unfinished):
             raise UserError("records: leave rows to the policy, which has those of its rollouts; takes finished ones")
         refuse_records(self.policy, self.coming_from, mix.method, count=mix.count)
-        marks.remark(mix.method, islice(self.coming_from(), LOOK))
         refuse_unknown(mix.method, feedbacks(self.coming_from(), mix.method, list, count=mix.count))
         team_for(mix.count, "count")
         self.beside = Beside(learner, mix.method, PREFIX, weight=mix.weight)

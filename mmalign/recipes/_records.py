@@ -50,6 +50,7 @@ def next_encoded(  # what a step of records depends on
         try:
             usable = seen_prompts(prompts, own), read_media(outputs, own, read)
             encoded = policy.encode(*usable, feedback.group, draw(), part=own)
+            marks.remark(method, done)
             if CHANGED in method.needs:
                 encoded.facts[str(CHANGED)] = marks.changed(done, feedback, encoded, own)
             rollout = encoded

@@ -22,18 +22,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from mmalign.arguments.ranges import Steps
 from mmalign.distributed.team import team_for
 from mmalign.needs import as_bound
-from mmalign.recipes._foreseen import LOOK, refuse_records, streamed
 from mmalign.recipes._foreseen import of_records as FORESEEN  # noqa: F401 (config asks for it)
+from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._records import called, feedbacks, learned_from, next_encoded, rows_of
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Record, Records, Undecoded, Unfinished, suited
-from mmalign.training import dimensions, marks
+from mmalign.training import dimensions
 from mmalign.training import references as stored
 from mmalign.training.ahead import Ahead
 from mmalign.training.background import Background
@@ -110,7 +109,6 @@ def offline(  # one argument for each thing that a run is made of
     source, coming_from = streamed(records, seed=run.seed)
     first = refuse_records(policy, coming_from, method, count=batch.records)
     method = dimensions.named(policy, method, coming_from(), count=batch.records)
-    marks.remark(method, islice(coming_from(), LOOK))
     team = team_for(batch.records, "batch.records", together=devices.together)
     author = OwnRows(policy, method, seed=run.seed, rows_at_once=batch.micro_rows)
     finish = partial(finished, source, author=author, team=team)
