@@ -108,4 +108,4 @@ def test_a_loop_that_was_killed_ends_as_one_that_was_not(config: str, tmp_path: 
         killed = forked.wait(forked.fork(1, partial(KILLS["train"], root, **kill), root, quiet=True))[0]
         assert killed == -signal.SIGKILL, (kill, forked.words(root, 1))
     train(config, root, resume=True)
-    assert differing(root / "run", expected) == []
+    assert not (files := differing(root / "run", expected)), files
