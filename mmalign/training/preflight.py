@@ -14,6 +14,7 @@ from torch import Tensor
 from mmalign.arguments.facts import Tolerant
 from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
+from mmalign.training.method_state import unchanged
 from mmalign.training.units import live_columns, micro_sizes, needed, steps_at_once
 from mmalign.types import Method, Policy, Steps, UserError
 
@@ -102,12 +103,9 @@ def preflight(
         _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
     signal = experience.signal_at(rows, columns)
     if method.survey is not None:
-        state = None if method.state is None else method.state.dump()
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(method):
             whole = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
             signal = method.survey(whole, signal)
-        if state is not None:
-            method.state.load(state)  # a look at an update is none
     norm, unreached = _gradient(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
     if not norm < float("inf"):
         raise UserError(
