@@ -214,6 +214,7 @@ def _same_words(name: str, scores: Tensor, *others: Tensor) -> None:
 
 
 def numbers(name: str, values: Any, count: int) -> Tensor:
+    """What a user's function gave, ``[count]``. Errors: UserError for anything else, by the name of who asked."""
     if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"{name}.value: got {got}, takes one number for each of {count} texts")
