@@ -36,6 +36,7 @@ from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import Drawer, Drawing, Drawn
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
@@ -48,7 +49,7 @@ from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
 from mmalign.policies.language.turns import introduced, refuse_turns, spoken, tools_of
-from mmalign.policies.language.vision import Prompt, Vision, inputs_of
+from mmalign.policies.language.vision import Vision, inputs_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.masking import Masking

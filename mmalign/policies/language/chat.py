@@ -24,10 +24,11 @@ from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.media import ONE, Medium
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.encoded_rows import EncodedRow, start_of_run, until_stop, until_stops
 from mmalign.policies.language.templates import PROBE, Frame, adds_special, ends_of, frame, keeps, overlap, source, unended, unopened
 from mmalign.policies.language.tool_calls import Reader, reader
-from mmalign.policies.language.vision import Prompt, Vision
+from mmalign.policies.language.vision import Vision
 from mmalign.types import UserError
 
 

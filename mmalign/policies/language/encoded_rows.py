@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.shown import Shown, before
-from mmalign.policies.language.vision import Prompt
 
 
 class EncodedRow(NamedTuple):

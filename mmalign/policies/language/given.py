@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmalign.conversations import told_apart_by
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.encoded_rows import EncodedRow
-from mmalign.policies.language.vision import Prompt
 from mmalign.records import RefusedRow
 from mmalign.types import UserError
 

@@ -31,12 +31,12 @@ from mmalign.policies.language.codes.pixels import Pixels
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.loading import refuse_numbers
 from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
-from mmalign.policies.language.vision import Prompt
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by

@@ -21,9 +21,9 @@ from mmalign.policies.language.codes.image_tokens import CALL, ImageTokensPolicy
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.drawing import Drawn
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.logits import COMPARED, DISTRIBUTION
 from mmalign.policies.language.step_tables import steps_of
-from mmalign.policies.language.vision import Prompt
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
