@@ -29,6 +29,8 @@ from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.types import Level, Rollout, UserError
 
+__all__: list[str] = []  # no policy
+
 PROMPTS = ["three red foxes", "two blue birds"]  # a number in each: the digits world takes nothing else
 CLASSES = ["3", "2"]
 STEPS = 4

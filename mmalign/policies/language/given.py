@@ -15,6 +15,8 @@ from mmalign.policies.language.encoded_rows import EncodedRow
 from mmalign.records import RefusedRow
 from mmalign.types import UserError
 
+__all__: list[str] = []  # no policy
+
 
 class Given(NamedTuple):
     """Rows of a part. encoded: P prompts, the last ones of other rows. sources: what each was made of. which: ``[B]`` the prompt of each

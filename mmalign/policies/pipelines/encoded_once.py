@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mmalign.policies.pipelines.interception import instead
 
+__all__: list[str] = []  # no policy
+
 
 @contextmanager
 def encoded_once(pipe: Any, together: list[str], memory: dict[Any, Any], keep: int = 32) -> Iterator[None]:
