@@ -1,8 +1,9 @@
 """The folder is the registry: a room is a package that answers with the public functions of its own files.
 
 ``furnish(__name__)`` in a package's ``__init__.py`` makes it a room. A file of a room, or of one of its sub-folders, offers the function
-or class of its own name, or what its ``__all__`` lists; names are read with ``ast`` and imported when they are asked for. So a method
-or a reward is added by adding one file, what a file keeps for its neighbours stays out, and ``import mmalign`` loads nothing.
+or class of its own name, or what its ``__all__`` lists, which may be nothing; names are read with ``ast`` and imported when they are asked
+for. So a method or a reward is added by adding one file, what a file keeps for its neighbours stays out, and ``import mmalign`` loads
+nothing.
 
 A file and its function may share one name (``rewards/jpeg.py`` defines ``jpeg``). Python would bind the submodule over the function
 as soon as somebody imports the file; a room keeps the function, and ``from mmalign.rewards.jpeg import jpeg`` works as ever.
@@ -207,7 +208,9 @@ def _files(room: str) -> Iterator[tuple[str, Path]]:
 
 def _read(module: str, path: Path) -> Iterator[Entry]:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    offered = _listed(tree) or {path.parent.name if path.stem == "__init__" else path.stem}
+    offered = _listed(tree)
+    if offered is None:
+        offered = {path.parent.name if path.stem == "__init__" else path.stem}
     for node in tree.body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in offered:
             continue

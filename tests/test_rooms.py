@@ -163,5 +163,6 @@ def test_a_file_offers_the_function_of_its_name_or_what_it_lists(write_module):
     write_module("annexe/own.py", "def own():\n    return 1\n\n\ndef neighbour():\n    return 2\n")
     write_module("annexe/family.py", '__all__ = ["one", "two"]\n\n\ndef one(): ...\ndef two(): ...\ndef family(): ...\n')
     write_module("annexe/parts/__init__.py", "def parts(): ...\ndef part(): ...\n")
+    write_module("annexe/inner.py", "__all__: list[str] = []\n\n\ndef inner(): ...\n")
 
     assert list(index("annexe")) == ["one", "own", "parts", "two"]

@@ -15,10 +15,10 @@ from mmalign.commands.label import label as label
 from mmalign.commands.make_edits import make_edits as make_edits
 from mmalign.commands.make_jigsaws import make_jigsaws as make_jigsaws
 from mmalign.commands.make_pairs import make_pairs as make_pairs
-from mmalign.commands.make_pairs import make_rejected as make_rejected
 from mmalign.commands.make_prompts import make_prompts as make_prompts
 from mmalign.commands.make_rankings import make_rankings as make_rankings
 from mmalign.commands.make_rated_pairs import make_rated_pairs as make_rated_pairs
+from mmalign.commands.make_rejected import make_rejected as make_rejected
 from mmalign.commands.make_rubrics import make_rubrics as make_rubrics
 from mmalign.commands.make_value_prompts import make_value_prompts as make_value_prompts
 from mmalign.commands.merge import merge as merge

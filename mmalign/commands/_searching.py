@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mmalign.arguments.facts import Stateful
+from mmalign.commands._answers import seeds_of
 from mmalign.files import plain, write_text
 from mmalign.merges.settings import Search
 from mmalign.runs.progress import Progress
@@ -20,7 +21,6 @@ from mmalign.training.journal import hashed
 from mmalign.types import UserError, columns_of, contents
 
 FAR = 1e12  # worse than any reward: where a candidate loses what is to be kept
-SEEDS = 1_000_003
 
 
 class Objective:
@@ -47,7 +47,7 @@ class Objective:
         scores: dict[str, list[torch.Tensor]] = {}
         for start in range(0, len(self.rows), self.search.rows_at_once):
             some = self.rows[start : start + self.search.rows_at_once]
-            seeds = [(self.search.seed * SEEDS + start + row) % 2**31 for row in range(len(some))]
+            seeds = seeds_of(self.search.seed, start, len(some))
             prompts = contents(some)
             outputs = self.policy.generate(prompts, seeds, **self.search.call)
             columns = beside(some, rows=len(some))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Seed
+from mmalign.commands._answers import seeds_of
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined
 from mmalign.files import write_text
@@ -15,8 +16,6 @@ from mmalign.training.journal import hashed
 from mmalign.types import Policy, Prompt, UserError, contents
 
 __all__ = ["make_prompts"]
-
-SEED = 2**31
 
 
 def make_prompts(  # what a command may be told
@@ -59,7 +58,7 @@ def make_prompts(  # what a command may be told
 
     def made(start: int) -> list[str]:
         some = asked[start : start + prompts_at_once]
-        seeds = [(seed * 1_000_003 + start + place) % SEED for place in range(len(some))]
+        seeds = seeds_of(seed, start, len(some))
         answers = [] if policy is None else policy.generate([order.replace("{prompt}", prompt) for prompt in some], seeds)
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise UserError("policy: does not answer in words, and prompts are words; takes a language model")

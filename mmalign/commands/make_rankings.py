@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmalign.arguments.ranges import Count, Seed
+from mmalign.commands._answers import seeds_of, texts_of_outputs
 from mmalign.commands._lines import Line, refuse_there, written
-from mmalign.commands.make_pairs import SEED, texts_of_outputs
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.training.feedback import ask, beside, combined, refuse_columns
@@ -71,7 +71,7 @@ def make_rankings(  # what a command may be told
 
     def answered(start: int) -> dict[str, Any]:
         some = list(prompts[start : start + prompts_at_once])
-        rollout = policy.sample(contents(some), group, torch.Generator().manual_seed((seed * 1_000_003 + start) % SEED))
+        rollout = policy.sample(contents(some), group, torch.Generator().manual_seed(seeds_of(seed, start, 1)[0]))
         answers = texts_of_outputs(rollout.outputs)
         asked, numbers = [prompt for prompt in contents(some) for _ in range(group)], torch.arange(len(some)).repeat_interleave(group)
         columns = beside(some, rows=len(answers))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mmalign.arguments.ranges import Count, NotNegative, Seed
+from mmalign.commands._answers import seeds_of
 from mmalign.conversations import question
 from mmalign.data.pairs import listed
 from mmalign.distributed.jobs import in_turn, stopping_together
@@ -25,7 +26,6 @@ from mmalign.types import Policy, UserError
 
 __all__ = ["make_rubrics"]
 
-SEED = 2**31
 PLACES = re.compile(r"\{(?:prompt|chosen|rejected)\}")
 ORDER = """Here are a question and two answers to it. The first answer is the better one.
 
@@ -89,7 +89,7 @@ def make_rubrics(  # what a command may be told
 
     def made(start: int) -> list[dict[str, Any]]:
         some = sides[start : start + records_at_once]
-        seeds = [(seed * 1_000_003 + start + place) % SEED for place in range(len(some))]
+        seeds = seeds_of(seed, start, len(some))
         asked = [_told(order, *side[:3]) for side in some]
         answers = policy.generate(asked, seeds)
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):

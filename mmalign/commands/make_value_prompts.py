@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.arguments.ranges import Count, Positive, Seed, Size
+from mmalign.commands._answers import texts_of_outputs
 from mmalign.commands._lines import Line, refuse_there, written
-from mmalign.commands.make_pairs import texts_of_outputs
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.rewards._shared.sandbox import Limits, refuse, run

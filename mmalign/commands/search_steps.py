@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from mmalign.arguments.ranges import Count, NotNegative, Proportion, Seed
+from mmalign.commands._answers import SEEDS
 from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.commands._trees import Node, backed_up, contrasts, leaf
-from mmalign.commands.make_pairs import SEED
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.training.feedback import ask, combined, refuse_columns
@@ -219,7 +219,7 @@ class _Search:
     def _stepped(self, states: Sequence[Any]) -> list[tuple[str, Any, bool]]:
         if not states:
             return []
-        seeds = [(self.seed + self.drawn + place) % SEED for place in range(len(states))]
+        seeds = [(self.seed + self.drawn + place) % SEEDS for place in range(len(states))]
         self.drawn += len(states)
         steps = self.policy.generate([self.world.asked(state) for state in states], seeds, **self.call)
         if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):

@@ -100,7 +100,7 @@ def value_guided(*, value: Value, scale: Finite = 1.0, top: Count = 20) -> Any:
         best = scores.topk(min(top, scores.shape[-1]), dim=-1)
         rows, count = best.indices.shape
         every = torch.cat([ids.repeat_interleave(count, 0), best.indices.reshape(-1, 1)], dim=1)
-        values = _numbers("value_guided", value(every), rows * count).view(rows, count).to(scores)
+        values = numbers("value_guided", value(every), rows * count).view(rows, count).to(scores)
         return torch.full_like(scores, float("-inf")).scatter(1, best.indices, best.values + scale * values)
 
     return _processors(change)
@@ -213,7 +213,8 @@ def _same_words(name: str, scores: Tensor, *others: Tensor) -> None:
             )
 
 
-def _numbers(name: str, values: Any, count: int) -> Tensor:
+def numbers(name: str, values: Any, count: int) -> Tensor:
+    """What a user's function gave, ``[count]``. Errors: UserError for anything else, by the name of who asked."""
     if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"{name}.value: got {got}, takes one number for each of {count} texts")

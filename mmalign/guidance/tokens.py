@@ -14,7 +14,7 @@ from torch import Tensor
 from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion, Seed
 from mmalign.guidance import _smc
 from mmalign.guidance.ledger import Ledger
-from mmalign.guidance.logits import _numbers
+from mmalign.guidance.logits import numbers
 from mmalign.guidance.particles import LOG_POTENTIALS, Particles, Rule
 from mmalign.types import UserError
 
@@ -65,7 +65,7 @@ def steered(  # a decoder of language models: which model, how, how long
     values = torch.zeros((groups, particles), dtype=torch.float64)
     while text.ids.shape[1] < width + max_new_tokens and not bool(text.over.all()):
         text.grow(min(block, width + max_new_tokens - text.ids.shape[1]), temperature)
-        values = _numbers("steered", value(text.ids, width), groups * particles).double().cpu().view(groups, particles)
+        values = numbers("steered", value(text.ids, width), groups * particles).double().cpu().view(groups, particles)
         ledger.rewards += values.numel()
         ledger.missing += int((~values.isfinite()).sum())
         if text.ids.shape[1] == width + max_new_tokens or bool(text.over.all()):

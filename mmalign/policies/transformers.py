@@ -13,7 +13,7 @@ Dropout is off, in sampling and in training: what is scored twice has to be scor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -26,8 +26,8 @@ from mmalign.arguments.ranges import Count, Fraction, Natural, Positive, Proport
 from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
-from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE, kinds, named
-from mmalign.policies.language import loading, reading, reference_models, replayed, storage, tensors
+from mmalign.needs import DEGREE, kinds, named
+from mmalign.policies.language import loading, reading, reference_models, replayed, step_tables, storage, tensors
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.agreement import FirstRow
 from mmalign.policies.language.blending import blended
@@ -36,18 +36,20 @@ from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import Drawer, Drawing, Drawn
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.engine import Engine
 from mmalign.policies.language.fitting import ROUNDING, fit, made_up
 from mmalign.policies.language.given import given
-from mmalign.policies.language.heads import HEADS, OF_REFERENCE, HeadName, add_heads, degrees
+from mmalign.policies.language.heads import HEADS, HeadName, add_heads, degrees
 from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, reader_of, refuse_numbers, stops_of
-from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
+from mmalign.policies.language.logits import COMPARED, DISTRIBUTION
 from mmalign.policies.language.masking import hidden_media
 from mmalign.policies.language.members import sets_of
 from mmalign.policies.language.reading import Segments
 from mmalign.policies.language.scoring import Scorer
+from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
 from mmalign.policies.language.turns import introduced, refuse_turns, spoken, tools_of
-from mmalign.policies.language.vision import Prompt, Vision, inputs_of
+from mmalign.policies.language.vision import Vision, inputs_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.masking import Masking
@@ -130,6 +132,7 @@ class TransformersPolicy:
 
     kind, learns_from, spreads = ADAPTER.kind, ADAPTER.learns_from, "tensor"
     compute_together, kept, revived = tensors.compute_together, replayed.kept, replayed.revived
+    log_probs, remember, remembered, digests = step_tables.log_probs, step_tables.remember, step_tables.remembered, step_tables.digests
 
     def __init__(  # one keyword for each thing that a user may set
         self, model: Any, chat: Chat, room: Room, *, lora: Lora | None, train: Train | None, start: str | None, memory: TextMemory,
@@ -231,7 +234,7 @@ class TransformersPolicy:
         rollout = self.table(encoded, which, drawn.tokens, drawn.lengths, real, sources=sources, outputs=outputs, group=group)
         allowed = drawn.allowed if drawn.allowed.shape[-1] else None
         rollout.held = replace(rollout.held, cut=drawn.cut, allowed=allowed, shown=shown)
-        rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
+        rollout.log_probs, rollout.drawn = self.log_probs(rollout, self.rows_at_once), drawn_by(who, behaviors)
         differences = (drawn.log_probs - rollout.log_probs)[real & (who == 0).unsqueeze(1)].abs()
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
@@ -321,21 +324,6 @@ class TransformersPolicy:
 
     # Scores
 
-    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
-        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        for name in names:
-            if name not in rollout.held.refs:
-                with torch.no_grad(), self.using(name):
-                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
-
-    def digests(self, rollout: Rollout) -> list[bytes]:
-        """What each row is told apart by: prompt, pixels and completion in ids, and which of these count."""
-        return rollout.held.digests(rollout.mask)  # type: ignore[no-any-return]
-
-    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
-        return rollout.held.refs  # type: ignore[no-any-return]
-
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some tokens (all, by default), with gradient.
 
@@ -344,57 +332,29 @@ class TransformersPolicy:
         (``contrasts.others``), ``changed`` (by marks or words), ``phrase`` (by words, of pairs) and ``segment`` fill those tables.
         """
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        at, mask = (rows[:, None], columns[None, :]), torch.zeros_like(rollout.mask[rows])
-        mask[:, columns] = rollout.mask[rows][:, columns]
-        need_kinds, refs = kinds(needs), rollout.held.refs
-        compared = {Need(kind, name) for kind in COMPARED if kind in need_kinds for name in refs}
-        terms = {Need(kind) for kind in need_kinds & {*DISTRIBUTION, *OF_REFERENCE}} | {need for need in needs if need.kind in HEADS}
-        compared_with = sorted(refs) if compared or need_kinds & (OF_REFERENCE | {DEAD_END.kind}) else ()
-        table = self._scored(rollout, rows, mask, numbers=frozenset(compared | terms - {DEGREE}), references=compared_with)
-        if DEGREE in terms:
-            table[DEGREE] = degrees(self.scorer, sequences(rollout.held, rows), rollout.mask[rows], refs["ref"][rows])
-        of_references = lambda kind: {need.name: table[need][:, columns] for need in sorted(compared) if need.kind == kind}  # noqa: E731
-        contrasts = {name: self._contrast(rollout, rows, columns, mask, name) for name in named("contrast", needs)}
-        facts = reading.facts(rollout, rows, need_kinds, self.segments, self.chat.text)
-        return Steps(
-            log_probs=table[LOG_PROBS][:, columns],
-            mask=rollout.mask[at],
-            old=None if bool(rollout.log_probs[rollout.mask].isnan().any()) else rollout.log_probs[at],
-            refs={name: table[at] for name, table in refs.items()} if "refs" in need_kinds else {},
-            kls=of_references("kls"),
-            reverse_kls=of_references("reverse_kls"),
-            facts={name: table[:, columns].double() for name, table in facts.items()}
-            | {f"rank:{name}": ranks for name, ranks in of_references("rank").items()},
-            terms={str(need): table[need][:, columns] for need in sorted(table.keys() & {*terms, DEAD_END_BEST})},
-            contrasts=contrasts,
-            kind=ADAPTER.kind,
-        )
+        steps = steps_of(self, rollout, rows, columns, needs)
+        facts = reading.facts(rollout, rows, kinds(needs), self.segments, self.chat.text)
+        facts = {name: table[:, columns].double() for name, table in facts.items()}
+        contrasts = {name: self._contrast(rollout, rows, columns, name) for name in named("contrast", needs)}
+        return replace(steps, facts={**facts, **steps.facts}, contrasts=contrasts)
 
-    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
-        """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
-        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
-        with torch.no_grad():
-            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
-
-    def _scored(
+    def scored(
         self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
         behind: Others | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
-        using = partial(reference_models.running, self)
-        return self.scorer(sequences(rollout.held, rows, behind), cells, numbers=numbers, references=references, using=using)
+        of, using = sequences(rollout.held, rows, behind), partial(reference_models.running, self)
+        tables = self.scorer(of, cells, numbers=numbers - {DEGREE}, references=references, using=using)
+        if DEGREE in numbers:
+            tables[DEGREE] = degrees(self.scorer, of, rollout.mask[rows], rollout.held.refs["ref"][rows])
+        return tables
 
-    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
-        """The same completions behind other prompts, with gradient, and the references' log-probabilities of them; or read ``blended``."""
+    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, name: str) -> Steps:
+        """The same completions under another condition: behind other prompts, or read ``blended``."""
         if name == "blended":
-            share = float(self.contrasts.get("blended", 0.2))
+            share, cells = float(self.contrasts.get("blended", 0.2)), cells_of(rollout, rows, columns)
             log_probs = blended(self.scorer, self.model.get_input_embeddings(), sequences(rollout.held, rows), cells, share=share)
             return Steps(log_probs=log_probs[:, columns], mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
         of = rows, rollout.group[rows]
         behind = others(rollout.held, name, rows=of, systems=self.contrasts, ablation=self.ablation, room=self.room)
-        tables = self._scored(rollout, rows, cells, behind=behind)
-        refs = {}
-        for reference in rollout.held.refs:
-            with torch.no_grad(), self.using(reference):
-                refs[reference] = self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]
-        return Steps(log_probs=tables[LOG_PROBS][:, columns], mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)
+        return steps_behind(self, rollout, rows, columns, behind)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from mmalign.training import method_state
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
 from mmalign.types import Method
@@ -31,14 +32,13 @@ class Beside:
 
     def largest(self, micro_rows: int) -> int:
         """Rows of the largest pass that it makes."""
-        return 0 if self.experience is None else self.own.largest([self.experience], micro_rows)
+        return 0 if self.experience is None else self.own.micro_batches.largest([self.experience], micro_rows)
 
     def _add(self, micro_rows: int) -> dict[str, float]:
         """Adds their gradient to those of the update; again, where memory ended in it the first time."""
         if self.experience is None or not len(self.experience.rows):
             return {}
-        if self.before is not None:
-            self.own.method.state.load(self.before)
+        self.load(self.before)
         self.own.profile = self.learner.profile
         measured = self.own.add(self.experience, micro_rows)
         measured["loss"] /= self.weight
@@ -46,9 +46,8 @@ class Beside:
 
     def dump(self) -> Any:
         """The state of its method as JSON; None without any."""
-        return None if self.own.method.state is None else self.own.method.state.dump()
+        return method_state.dump(self.own.method)
 
     def load(self, kept: Mapping[str, Any] | None) -> None:
         """Puts back what ``dump`` gave."""
-        if self.own.method.state is not None:
-            self.own.method.state.load(kept)
+        method_state.load(self.own.method, kept)

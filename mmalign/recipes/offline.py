@@ -147,7 +147,7 @@ def offline(  # one argument for each thing that a run is made of
             tables = fitting.fit(lambda most: learner.tables(rollout, micro_rows=most), partial(min, len(rollout)))  # noqa: B023
             experience, kept = learned_from(method, replace(feedback, tables=tables), rollout, team)
             if len(rows := experience.rows):
-                largest = partial(learner.largest, [experience])
+                largest = partial(learner.micro_batches.largest, [experience])
                 journal.once("preflight_difference", lambda: fitting.fit(partial(_checked, learner, experience), largest))  # noqa: B023
             update = lambda most: learner.update([experience], micro_rows=most, step=step)  # noqa: B023, E731
             with entangled.watched(step, [experience], batch.micro_rows) as found:

@@ -232,7 +232,7 @@ def _updates(  # all that adds to an update
     for part in _parts([scored.experience for scored in batches], learner.method.unit, batch.epochs, batch.updates):
         for one in beside:
             one.next(step, len(measured))
-        largest = lambda most: max(learner.largest(part, most), *(one.largest(most) for one in beside), 0)  # noqa: B023, E731
+        largest = lambda most: max(learner.micro_batches.largest(part, most), *(one.largest(most) for one in beside), 0)  # noqa: B023, E731
         update = lambda most: learner.update(part, micro_rows=most, micro_steps=batch.micro_steps, step=step)  # noqa: B023, E731
         with entangled.watched(step, part, batch.micro_rows) as found:
             measured.append(fit(update, largest))
@@ -254,7 +254,7 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | Non
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
     first = next((own for own in whole if not own.silent), None)
     with learner.policy.using(BEHIND) if learner.stale else nullcontext():  # those that sampled the rollout
-        checked = fit(check, partial(learner.largest, [] if first is None else [first]))
+        checked = fit(check, partial(learner.micro_batches.largest, [] if first is None else [first]))
     return Preflight.facts(learner.team.tell(checked))
 
 

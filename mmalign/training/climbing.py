@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from mmalign.training.experience import Experience
-from mmalign.types import Method, Policy, Steps
+from mmalign.training.micro_batches import MicroBatches
+from mmalign.types import Method, Policy
 
 
 class Climber(Protocol):
-    """What has the rows of an update, and adds up their gradients over all processes (``Learner``)."""
+    """What splits the rows of an update, and adds up their gradients over all processes (``Learner``)."""
 
     policy: Policy
     method: Method
+    micro_batches: MicroBatches
 
-    def parts(self, experiences: Sequence[Experience], micro_rows: int, /) -> Iterator[tuple[Steps, Tensor, Tensor]]: ...
     def add_gradients(self) -> None: ...
     def forget_gradients(self) -> None: ...
 
@@ -35,7 +35,7 @@ def climbed(learner: Climber, experiences: Sequence[Experience], micro_rows: int
     if climb is None or not torch.is_grad_enabled():
         yield
         return
-    for steps, signal, weight in learner.parts(experiences, micro_rows):
+    for steps, signal, weight, _ in learner.micro_batches.whole_rows(experiences, micro_rows):
         value = (weight * climb.of(steps, signal)).sum()
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]

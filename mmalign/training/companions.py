@@ -89,7 +89,7 @@ class Companions:
                 self.policy.sets.keep(companion.name)
             return found
 
-        return self.fit(update, partial(learner.largest, [experience]))  # type: ignore[no-any-return]
+        return self.fit(update, partial(learner.micro_batches.largest, [experience]))  # type: ignore[no-any-return]
 
 
 def own_seeds(rng: torch.Generator, whole: Whole, count: int, *, shared: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmalign.needs import MASK
 from mmalign.samplers.assignment import assignment, drawn_by
+from mmalign.training.method_state import unchanged
 from mmalign.training.settings import Batch
 from mmalign.training.units import in_units
 from mmalign.types import Feedback, Method, Oracle, UserError
@@ -100,14 +101,11 @@ def _lacks(method: Method, feedback: Feedback) -> str:
 
 def _trial(method: Method, question: Callable[[], bool]) -> bool:
     """The answer, with the method's state as it was before. False where the method refuses the question itself."""
-    state = None if method.state is None else method.state.dump()
     try:
-        return question()
+        with unchanged(method):
+            return question()
     except UserError:  # what was made up here does not fit; the first real rollout is refused with its own words, if it does not
         return False
-    finally:
-        if state is not None:
-            method.state.load(state)
 
 
 def _teaches(method: Method, feedback: Feedback) -> bool:

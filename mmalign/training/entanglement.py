@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
+from mmalign.training.method_state import unchanged
+from mmalign.training.micro_batches import MicroBatch
 from mmalign.types import UserError
 
 PREFIX = "gradients/"
@@ -93,13 +95,10 @@ class Entanglement:
 
     def _gradients(self, experiences: Sequence[Experience], micro_rows: int) -> Gradients:
         """All four, of the parameters as they are; the method's state is what it was, and no parameter keeps a gradient."""
-        method = self.learner.method
-        state = None if method.state is None else method.state.dump()
         parameters = list(self.learner.policy.parameters().values())
         sums = [[torch.zeros_like(p, dtype=torch.float32) for p in parameters] for _ in range(4)]
-        up, down, good, bad = self._means(experiences, micro_rows, sums)
-        if state is not None:
-            method.state.load(state)
+        with unchanged(self.learner.method):
+            up, down, good, bad = self._means(experiences, micro_rows, sums)
         for each, count in zip(sums[:2], (good, bad), strict=True):
             for tensor in each:
                 tensor.div_(max(count, 1.0))
@@ -110,24 +109,29 @@ class Entanglement:
     ) -> tuple[float, float, float, float]:
         """Mean log-probabilities of good and of bad rows, and how many there are, of all processes; sums: gradients are added to these."""
         learner, totals = self.learner, torch.zeros(4, dtype=torch.float64)
-        parameters = list(learner.policy.parameters().values())
-        for steps, signal, part in learner.parts(experiences, micro_rows):
+        for batch in learner.micro_batches.whole_rows(experiences, micro_rows):
+            steps, signal = batch.steps, batch.signal
             label = (signal if signal.ndim == 2 else signal.flatten(2)[..., 0]).sum(1)
-            log_probs = steps.log_probs
-            sides = [(steps.mask & (side > 0)[:, None].to(steps.mask.device)).to(log_probs) for side in (label, -label)]
+            sides = [(steps.mask & (side > 0)[:, None].to(steps.mask.device)).to(steps.log_probs) for side in (label, -label)]
             totals += torch.stack([
-                *((log_probs.detach() * side).sum() for side in sides), (label > 0).sum().double(), (label < 0).sum().double(),
+                *((steps.log_probs.detach() * side).sum() for side in sides), (label > 0).sum().double(), (label < 0).sum().double(),
             ]).cpu()  # fmt: skip
             if sums:
-                leaf = log_probs.detach().requires_grad_()
-                (slope,) = torch.autograd.grad((part * learner.method.loss(replace(steps, log_probs=leaf), signal).values).sum(), leaf)
-                for total, weights in zip(sums, [*sides, *(-slope * side for side in sides)], strict=True):
-                    for tensor, gradient in zip(total, _pulled(log_probs, weights, parameters), strict=True):
-                        if gradient is not None:
-                            tensor.add_(gradient)
+                self._add_gradients(sums, batch, sides)
         learner.team.add([totals, *(tensor for total in sums for tensor in total)])
         up, down, good, bad = totals.tolist()
         return up / max(good, 1.0), down / max(bad, 1.0), good, bad
+
+    def _add_gradients(self, sums: Sequence[list[Tensor]], batch: MicroBatch, sides: Sequence[Tensor]) -> None:
+        """Adds those of a micro-batch to all four sums. sides: ``[R, T]`` each, 1 at the cells of good rows, and of bad ones."""
+        steps, parameters = batch.steps, list(self.learner.policy.parameters().values())
+        leaf = steps.log_probs.detach().requires_grad_()
+        values = self.learner.method.loss(replace(steps, log_probs=leaf), batch.signal).values
+        (slope,) = torch.autograd.grad((batch.weight * values).sum(), leaf)
+        for total, weights in zip(sums, [*sides, *(-slope * side for side in sides)], strict=True):
+            for tensor, gradient in zip(total, _pulled(steps.log_probs, weights, parameters), strict=True):
+                if gradient is not None:
+                    tensor.add_(gradient)
 
 
 def _pulled(log_probs: Tensor, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:

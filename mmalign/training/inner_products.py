@@ -14,6 +14,8 @@ from mmalign.arguments.facts import Following
 from mmalign.needs import REWARDS
 from mmalign.training.experience import Experience
 from mmalign.training.learner import Learner
+from mmalign.training.method_state import unchanged
+from mmalign.training.micro_batches import MicroBatch
 from mmalign.types import Feedback, UserError
 
 
@@ -54,39 +56,38 @@ class InnerProducts:
             return
         scores = self.gradients.apart(feedback.parts, feedback.group, [prompts[place] for place in feedback.group.tolist()])
         signals = {name: self._signal(feedback, values) for name, values in scores.items()}
-        gradients = fit(lambda most: self._gradients(signals, experience, most), partial(self.learner.largest, [experience]))
+        gradients = fit(lambda most: self._gradients(signals, experience, most), partial(self.learner.micro_batches.largest, [experience]))
         self.gradients.follow(list(scores), gradients @ gradients.T)
 
     def _signal(self, feedback: Feedback, scores: Tensor) -> Tensor:
         """What the method makes of one reward alone; its state is as it was."""
         method = self.learner.method
-        state = None if method.state is None else method.state.dump()
-        signal = method.signal(replace(feedback, rewards=scores, parts={}))
-        if state is not None:
-            method.state.load(state)
-        return signal
+        with unchanged(method):
+            return method.signal(replace(feedback, rewards=scores, parts={}))
 
     def _gradients(self, signals: Mapping[str, Tensor], experience: Experience, micro_rows: int) -> Tensor:
         """``[K, N]`` float64, of all N numbers that are trained, of all processes."""
-        method, parameters = self.learner.method, list(self.learner.policy.parameters().values())
-        state = None if method.state is None else method.state.dump()
+        parameters = list(self.learner.policy.parameters().values())
         sums = torch.zeros(len(signals), sum(p.numel() for p in parameters), dtype=torch.float64)
         wide = torch.stack([*signals.values(), torch.zeros_like(next(iter(signals.values())))], -1)  # the last: no signal
-        whole = replace(experience, signal=wide)
-        for steps, signal, part in self.learner.parts([whole], micro_rows):
-            leaf = steps.log_probs.detach().requires_grad_()
-            slopes = []
-            for number in range(wide.shape[-1]):
-                values = method.loss(replace(steps, log_probs=leaf), signal[..., number]).values
-                (slope,) = torch.autograd.grad((part * values).sum(), leaf, allow_unused=True)
-                slopes.append(torch.zeros_like(leaf) if slope is None else slope)
-            for total, slope in zip(sums, slopes[:-1], strict=True):
-                pulled = torch.autograd.grad(
-                    steps.log_probs, parameters, grad_outputs=slopes[-1] - slope, retain_graph=True, allow_unused=True
-                )
-                whole_ones = (torch.zeros_like(p) if one is None else one for p, one in zip(parameters, pulled, strict=True))
-                total += torch.cat([one.flatten().double().cpu() for one in whole_ones])
-        self.learner.sum_over_processes([sums])
-        if state is not None:
-            method.state.load(state)
+        with unchanged(self.learner.method):
+            for batch in self.learner.micro_batches.whole_rows([replace(experience, signal=wide)], micro_rows):
+                *slopes, without_signal = self._slopes(batch)
+                for total, slope in zip(sums, slopes, strict=True):
+                    pulled = torch.autograd.grad(
+                        batch.steps.log_probs, parameters, grad_outputs=without_signal - slope, retain_graph=True, allow_unused=True
+                    )
+                    whole_ones = (torch.zeros_like(p) if one is None else one for p, one in zip(parameters, pulled, strict=True))
+                    total += torch.cat([one.flatten().double().cpu() for one in whole_ones])
+            self.learner.sum_over_processes([sums])
         return sums
+
+    def _slopes(self, batch: MicroBatch) -> list[Tensor]:
+        """Of the loss by each of the signals ``[R, 1 or T, S]``, its gradient to the log-probabilities."""
+        leaf = batch.steps.log_probs.detach().requires_grad_()
+        slopes = []
+        for signal in batch.signal.unbind(-1):
+            values = self.learner.method.loss(replace(batch.steps, log_probs=leaf), signal).values
+            (slope,) = torch.autograd.grad((batch.weight * values).sum(), leaf, allow_unused=True)
+            slopes.append(torch.zeros_like(leaf) if slope is None else slope)
+        return slopes

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmalign.distributed import tables as of_all
 from mmalign.distributed.shards import is_cut, of_rows, own_rows, sharded
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, called, refs
 from mmalign.runs import checkpoint
 from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
-from mmalign.training import allocator, not_finite, references
+from mmalign.training import allocator, method_state, not_finite, references
 from mmalign.training.climbing import climbed
 from mmalign.training.experience import Experience
 from mmalign.training.kept_references import KeptReferences
 from mmalign.training.kept_rows import Kept
 from mmalign.training.measured import Measured, pooled
+from mmalign.training.micro_batches import MicroBatch, MicroBatches
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import inside_processes, live_columns, micro_sizes, needed, spread, steps_at_once
-from mmalign.types import Method, Need, Policy, Rollout, Steps
+from mmalign.training.units import needed, spread, steps_at_once
+from mmalign.types import Method, Need, Policy, Rollout
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
@@ -63,10 +62,11 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)  # of whoever trained the model before
         if all(parameter.device.type == "cpu" for parameter in policy.parameters().values()):
             allocator.keep()
-        self.needs = needed(policy, method)
-        self.references = references.references(method, self.needs)
-        self.moves = references.plan(method, references.named(method, self.needs), moving or {})
-        references.prepare(policy, references.named(method, self.needs), self.moves)
+        needs = needed(policy, method)
+        self.micro_batches = MicroBatches(policy, method, needs, team)
+        self.references = references.references(method, needs)
+        self.moves = references.plan(method, references.named(method, needs), moving or {})
+        references.prepare(policy, references.named(method, needs), self.moves)
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
         self.beside: list[Callable[[int], dict[str, float]]] = []
         self.replayed: Kept | None = None
@@ -121,7 +121,7 @@ class Learner:
         signal, and the gradient is finite and not 0 (``ROUNDING``). step: of training, from 0, for warm-up and decay. At least one row has
         to be given. Errors: UserError of ``non_finite``; the parameters are as they were then.
         """
-        state = None if self.method.state is None or self.non_finite.then != "drop" else self.method.state.dump()
+        state = method_state.dump(self.method) if self.non_finite.then == "drop" else None
         micro_steps = steps_at_once(self.policy, self.method, micro_steps)
         measured, odd = self._backward(experiences, micro_rows, micro_steps)
         if any(any(one) for one in odd):
@@ -132,8 +132,7 @@ class Learner:
                 kept = sum(len(experience.rows) for experience in experiences)
                 self.non_finite.left_out(rows - kept)
                 self.forget_gradients()
-                if state is not None:
-                    self.method.state.load(state)
+                method_state.load(self.method, state)
                 measured, odd = self._backward(experiences, micro_rows, micro_steps) if kept else ([], odd)
         others = {name: value for add in self.beside for name, value in add(micro_rows).items()}
         self.add_gradients()
@@ -160,11 +159,8 @@ class Learner:
 
         And ``[M, 2]`` float64 what was compared (``types.Loss.compared``), of which there is none where a method compares no two rows.
         """
-        state = None if self.method.state is None else self.method.state.dump()
-        with torch.no_grad():
+        with torch.no_grad(), method_state.unchanged(self.method):
             measured, _ = self._backward([experience], micro_rows, steps_at_once(self.policy, self.method, None))
-        if state is not None:
-            self.method.state.load(state)
         compared = torch.tensor([pair for one in measured for pair in one.compared], dtype=torch.float64).view(-1, 2)
         return {**pooled(measured), "loss": sum(one.loss for one in measured)}, compared
 
@@ -182,80 +178,27 @@ class Learner:
         self, experiences: Sequence[Experience], micro_rows: int, micro_steps: int | None
     ) -> tuple[list[Measured], list[not_finite.Odd]]:
         """The passes of this process: what was measured, and the rows of each experience that are not finite."""
-        measured: list[Measured] = []
-        odd: list[not_finite.Odd] = []
-        for experience, weight in self._weighed(experiences, micro_rows):
-            odd_parts = list[not_finite.Odd]()
-            for steps, signal, part, places in self._micro_batches(experience, weight, micro_rows, micro_steps):
-                values, metrics, over, compared = self.method.loss(steps, signal)
-                losses = part * values
-                odd_parts.append(not_finite.odd(steps, losses, places))
-                loss = losses.sum()
-                if torch.is_grad_enabled() and (loss.requires_grad or self.team.size == 1):  # of what all see, one may hold no row
-                    with self.profile.part("backward"):
-                        loss.backward()
-                if self.team.main or not self._apart(experience):  # of what all processes see, one tells
-                    things = float(steps.mask.sum() if over is None else over)
-                    numbers = {name: float(one) for name, one in metrics.items()}
-                    pairs = [] if compared is None or torch.is_grad_enabled() else compared.tolist()
-                    measured.append(Measured(float(loss.detach()), things, numbers, pairs))
-            odd.append(not_finite.together(odd_parts))
+        measured, odd = list[Measured](), list[not_finite.Odd]()
+        for experience, weight in self.micro_batches.weighed(experiences, micro_rows):
+            passes = [self._pass(batch) for batch in self.micro_batches.of(experience, weight, micro_rows, micro_steps)]
+            odd.append(not_finite.together([rows for _, rows in passes]))
+            if self.team.main or not self.micro_batches.apart(experience):  # of what all processes see, one tells
+                measured += [one for one, _ in passes]
         return measured, odd
 
-    def _weighed(self, experiences: Sequence[Experience], micro_rows: int) -> list[tuple[Experience, Tensor]]:
-        """The rows of one update, surveyed, and what each of their cells counts for in all of it."""
-        experiences = [self._surveyed(experience, micro_rows) for experience in experiences]
-        masks = [experience.mask for experience in experiences]  # texts of one rollout may be longer than all of another
-        return list(zip(experiences, self.method.weigh(stacked(masks)).split([len(mask) for mask in masks]), strict=True))
-
-    def parts(self, experiences: Sequence[Experience], micro_rows: int) -> Iterator[tuple[Steps, Tensor, Tensor]]:
-        """Steps, signal and weights of an update's rows that this process holds, whole rows of a micro-batch at a time."""
-        for experience, weight in self._weighed(experiences, micro_rows):
-            for steps, signal, part, _ in self._micro_batches(experience, weight, micro_rows, None):
-                yield steps, signal, part
-
-    def largest(self, experiences: Sequence[Experience], micro_rows: int) -> int:
-        """Rows of the largest micro-batch of an update in this process."""
-        sizes = [0]
-        for experience in experiences:
-            apart, own = self._apart(experience), experience.own()
-            sizes += [len(experience.rows)] if apart else micro_sizes(self.method.unit, own.group, micro_rows)
-        return max(sizes)
-
-    def _micro_batches(
-        self, experience: Experience, weight: Tensor, micro_rows: int, micro_steps: int | None
-    ) -> Iterator[tuple[Steps, Tensor, Tensor, Tensor]]:
-        """Steps, signal and weights of the rows that this process holds, in parts; of all where those to be seen at once lie apart.
-
-        Last, the places ``[R]`` of these rows among those of the experience.
-        """
-        places = torch.arange(len(experience.rows))
-        if self._apart(experience):
-            live = torch.nonzero(experience.mask.any(0)).flatten()
-            if len(live):
-                yield self._steps_of_all(experience, live, self.needs), experience.signal_at(experience.rows, live), weight[:, live], places
-            return
-        own, weight, places = experience.own(), weight[experience.here], places[experience.here]
-        sizes = micro_sizes(self.method.unit, own.group, micro_rows)
-        for rows, part, at in zip(own.rows.split(sizes), weight.split(sizes), places.split(sizes), strict=True):
-            every = live_columns(own.rollout, rows)  # none: no row, or none with a live cell
-            for live in every.split(micro_steps or len(every)) if len(every) else ():
-                yield self.policy.steps(own.rollout, rows, live, needs=self.needs), own.signal_at(rows, live), part[:, live], at
-
-    def _apart(self, experience: Experience) -> bool:
-        """Whether rows that the method has to see at once are held by several processes."""
-        return not bool(inside_processes(self.method.unit, experience).all())
-
-    def _steps_of_all(self, experience: Experience, columns: Tensor, needs: frozenset[Need], *, rows_at_once: int = 0) -> Steps:
-        """Steps ``[R, C]`` of the experience's rows, wherever they are held; rows_at_once: of this process's, 0 for all."""
-        own, here = experience.own(), experience.here
-        columns = columns[columns < own.rollout.mask.shape[1]]
-        parts = [
-            self.policy.steps(own.rollout, rows, columns, needs=needs) for rows in own.rows.split(rows_at_once or len(here)) if len(rows)
-        ]
-        if self.team.size == 1:
-            return joined(parts)
-        return of_all.steps(self.team, joined(parts) if parts else None, torch.nonzero(here).flatten(), kind=self.policy.kind)
+    def _pass(self, batch: MicroBatch) -> tuple[Measured, not_finite.Odd]:
+        """Adds the gradient of a micro-batch, where one is wanted; what was measured, and its rows that are not finite."""
+        steps, signal, weight, places = batch
+        values, metrics, over, compared = self.method.loss(steps, signal)
+        losses = weight * values
+        odd, loss = not_finite.odd(steps, losses, places), losses.sum()
+        if torch.is_grad_enabled() and (loss.requires_grad or self.team.size == 1):  # of what all see, one may hold no row
+            with self.profile.part("backward"):
+                loss.backward()
+        things = float(steps.mask.sum() if over is None else over)
+        numbers = {name: float(one) for name, one in metrics.items()}
+        pairs = [] if compared is None or torch.is_grad_enabled() else compared.tolist()
+        return Measured(float(loss.detach()), things, numbers, pairs), odd
 
     def forget_gradients(self) -> None:
         """Drops what a backward pass has left, also one that an exception ended."""
@@ -305,20 +248,6 @@ class Learner:
         parts = self.team.gather({str(need): table.detach() for need, table in own.items() if need in self.method.reads})
         return {need: stacked([part[str(need)] for part in parts]) for need in own if need in self.method.reads}
 
-    def _surveyed(self, experience: Experience, micro_rows: int) -> Experience:
-        """The same rows with what the method's survey of them has put into the signal; as it is for a method without one."""
-        rows = experience.rows
-        if self.method.survey is None or not len(rows):
-            return experience
-        columns = torch.arange(experience.tables.mask.shape[1])
-        with torch.no_grad():
-            needs = self.needs | self.method.survey_needs
-            steps = self._steps_of_all(experience, columns, needs, rows_at_once=micro_rows)
-            surveyed = self.method.survey(steps, experience.signal[rows])
-        filled = surveyed.new_zeros((len(experience.signal), *surveyed.shape[1:]))
-        filled[rows] = surveyed
-        return replace(experience, signal=filled)
-
     def _step(self, step: int) -> None:
         rate = self.settings.rate_at(step, self.steps)
         for group in self.optimizer.param_groups:
@@ -367,7 +296,7 @@ class Learner:
     def own_state(self) -> dict[str, Any]:
         """Of it what belongs to one set of parameters."""
         _, rest = flatten_optimizer(self.optimizer, self.policy.parameters())
-        return {"updates": self.updates, "optimizer": rest, "method": None if self.method.state is None else self.method.state.dump()}
+        return {"updates": self.updates, "optimizer": rest, "method": method_state.dump(self.method)}
 
     @property
     def changes(self) -> int:
@@ -396,5 +325,4 @@ class Learner:
         """Puts back what ``own_state`` gave, and the tensors of the optimiser."""
         restore_optimizer(self.optimizer, self.policy.parameters(), optimizer, state["optimizer"])
         self.updates = state["updates"]
-        if self.method.state is not None:
-            self.method.state.load(state["method"])
+        method_state.load(self.method, state["method"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed.team import PeerError, PeerShort
+from mmalign.training import method_state
 from mmalign.training.learner import Learner
 from mmalign.training.recovery import out_of_memory
 
@@ -50,7 +50,8 @@ class MicroRows:
         cannot be halved (of one row, or of a unit that a method sees whole), and a model in shards, whose passes are of all processes.
         Errors: those of ``act``.
         """
-        state, generators, updates, counts = self._state(), _generators(), self.learner.updates, dict(vars(self.learner.non_finite))
+        state, generators = method_state.dump(self.learner.method), _generators()
+        updates, counts = self.learner.updates, dict(vars(self.learner.non_finite))
         tried = self._try(act)
         if tried.why is None:
             return tried.result  # type: ignore[return-value]
@@ -97,14 +98,9 @@ class MicroRows:
         tried.error.add_note(why)
         raise tried.error
 
-    def _state(self) -> Any:
-        state = self.learner.method.state
-        return None if state is None else copy.deepcopy(state.dump())
-
     def _restore(self, state: Any, generators: list[Tensor]) -> None:
         self.learner.forget_gradients()
-        if self.learner.method.state is not None:
-            self.learner.method.state.load(state)
+        method_state.load(self.learner.method, state)
         torch.set_rng_state(generators[0])
         gc.collect()
         if torch.cuda.is_available():

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmalign.arguments.facts import Tolerant
 from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
+from mmalign.training.method_state import unchanged
 from mmalign.training.units import live_columns, micro_sizes, needed, steps_at_once
 from mmalign.types import Method, Need, Policy, Steps, UserError
 
@@ -72,8 +73,7 @@ def preflight(
 
     Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     """
-    requested, tolerance = tolerance, _tolerance(policy) if tolerance is None else tolerance
-    rollout = experience.rollout
+    rollout, limit = experience.rollout, _tolerance(policy) if tolerance is None else tolerance
     parts = experience.rows.split(micro_sizes(method.unit, experience.group, micro_rows))
     informative = [part for part in parts if not replace(experience, rows=part).silent]
     rows = (informative or parts)[0]
@@ -81,47 +81,50 @@ def preflight(
     columns, *later = live_columns(rollout, rows).split(micro_steps or rollout.mask.shape[1])
     needs = needed(policy, method) if needs is None else needs
     steps = policy.steps(rollout, rows, columns, needs=needs)
-    difference = apart = float("nan")
-    if steps.kind != "bound" and steps.old is not None:
+    difference = kl = float("nan")
+    if steps.old is not None and steps.kind != "bound":
         with torch.no_grad():  # what other steps keep for a gradient would grow with their number
             others = [policy.steps(rollout, rows, some) for some in later]
         difference = max(_difference(one) for one in (steps, *others))
-        _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, tolerance * steps.event_size)
-    if steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
+        _refuse(f"a recorded step scores {difference:.3g} nats differently at replay", difference, limit * steps.event_size)
+    elif steps.old is None and "ref" in steps.refs and "ref" in policy.sets.foreign:
         with torch.no_grad(), policy.using("ref"):
             itself = policy.steps(rollout, rows, columns)
-            allowed = _tolerance(policy) if requested is None else requested  # another model may be of another type
+            own = _tolerance(policy) if tolerance is None else tolerance  # another model may be of another type
         difference = _largest(steps, itself.log_probs - steps.refs["ref"])
-        _refuse(f"the reference scores {difference:.3g} nats differently at replay", difference, allowed * steps.event_size)
+        _refuse(f"the reference scores {difference:.3g} nats differently at replay", difference, own * steps.event_size)
     elif steps.old is None and "ref" in steps.refs:
-        apart = _largest(steps, steps.log_probs.detach() - steps.refs["ref"])
-        _refuse(f"the policy scores {apart:.3g} nats differently from its reference before any update", apart, tolerance * steps.event_size)
-        difference = apart
+        difference = kl = _largest(steps, steps.log_probs.detach() - steps.refs["ref"])
+        what = f"the policy scores {difference:.3g} nats differently from its reference before any update"
+        _refuse(what, difference, limit * steps.event_size)
     if "ref" in steps.kls:
         with torch.no_grad(), policy.using("ref"):
             itself = policy.steps(rollout, rows, columns, needs=needs)
-        apart = _largest(itself, itself.kls["ref"])
-        _refuse(f"the reference has a KL of {apart:.3g} nats to itself", apart, tolerance * steps.event_size)
+        kl = _largest(itself, itself.kls["ref"])
+        _refuse(f"the reference has a KL of {kl:.3g} nats to itself", kl, limit * steps.event_size)
     signal = experience.signal_at(rows, columns)
     if method.survey is not None:
-        state = None if method.state is None else method.state.dump()
-        with torch.no_grad():
-            whole = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
-            signal = method.survey(whole, signal)
-        if state is not None:
-            method.state.load(state)  # a look at an update is none
+        with torch.no_grad(), unchanged(method):
+            surveyed = policy.steps(rollout, rows, columns, needs=needs | method.survey_needs)
+            signal = method.survey(surveyed, signal)
     norm, unreached = _gradient(policy, (method.weigh(steps.mask) * method.loss(steps, signal).values).sum())
+    alike = bool(method.companions)  # as they start, a companion and what it is compared with may say the same
+    dead = norm == 0 and bool(informative) and not alike and not _reaches(policy, policy.steps(rollout, rows, columns))
+    _judge_gradient(policy, norm, unreached, dead=dead)
+    return Preflight(difference, kl, norm, steps.event_size)
+
+
+def _judge_gradient(policy: Policy, norm: float, unreached: Sequence[str], *, dead: bool) -> None:
+    """Errors: UserError for a gradient that is not finite, and for one that no trained parameter could have. A warning for some without."""
     if not norm < float("inf"):
         raise UserError(
             f"preflight: the policy gradient is {norm}; the usual causes: half precision without room, a step in the mask whose std is 0"
         )
-    alike = bool(method.companions)  # as they start, a companion and what it is compared with may say the same
-    if norm == 0 and len(informative) and not alike and not _reaches(policy, policy.steps(rollout, rows, columns)):
+    if dead:
         raise UserError("preflight: the policy gradient is 0 although rewards differ: no trained parameter reaches the log-probabilities")
     if norm > 0 and unreached:
         count, some = len(policy.parameters()), ", ".join(unreached[:2])
-        warnings.warn(f"policy: {len(unreached)} of {count} trained tensors have no gradient on these rows, such as {some}", stacklevel=2)
-    return Preflight(difference, apart, norm, steps.event_size)
+        warnings.warn(f"policy: {len(unreached)} of {count} trained tensors have no gradient on these rows, such as {some}", stacklevel=3)
 
 
 def _tolerance(policy: Policy) -> float:

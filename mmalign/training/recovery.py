@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmalign.training import references
+from mmalign.training import method_state, references
 from mmalign.training.learner import Learner
 
 
@@ -39,7 +39,7 @@ class Snapshot:
 def snapshot(learner: Learner, state: Mapping[str, Any], states: Mapping[str, Any]) -> Snapshot:
     """Of a run as it is now. state: JSON. states: name -> what has a state of its own (``dump``)."""
     dumps = {name: copy.deepcopy(owner.dump()) for name, owner in states.items()}
-    method = None if learner.method.state is None else copy.deepcopy(learner.method.state.dump())
+    method = method_state.dump(learner.method)
     rows = {**state, "evaluations": list(state["evaluations"]), "facts": dict(state["facts"])}  # rows are only ever added
     return Snapshot(state["step"], rows, dumps, method, learner.changes)
 

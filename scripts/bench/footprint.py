@@ -122,12 +122,12 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
 
     if case["of"] == "llama":
         policy: Any = transformers((model(case), bytes_tokenizer()), device="cpu", **settings(case))
-        from mmalign.policies.language.vision import Prompt
+        from mmalign.policies.language.encoded_prompts import Prompt
 
         tokens, which = torch.randint(4, 200, (GROUP, COMPLETION)), torch.zeros(GROUP, dtype=torch.int64)
         lengths = torch.full((GROUP,), COMPLETION)
         rollout = policy.table([Prompt(tuple([5] * PROMPT))], which, tokens, lengths, torch.ones_like(tokens, dtype=torch.bool))
-        rollout.log_probs = policy._whole(rollout, GROUP)
+        rollout.log_probs = policy.log_probs(rollout, GROUP)
         method = grpo(beta=0.0)
         held = [policy.model]
     else:

@@ -137,8 +137,7 @@ class FlowGrpo(Sides):
         experience = [Experience(rollout, signal, torch.arange(self.rows))]
         if step:
             return self.learner.update(experience, micro_rows=self.rows, micro_steps=1, step=0)["loss"]
-        measured, _ = self.learner._backward(experience, self.rows, 1)
-        return sum(one.loss for one in measured)
+        return self.learner.add(experience[0], self.rows)["loss"]
 
     def conditional(self, run: Run) -> Run:
         """A run in which the gradient of guidance, of both sides, goes through the conditional branch alone."""
@@ -299,8 +298,7 @@ class DiffusersDpo(Sides):
         experience = [Experience(rollout, self.method.signal(self.feedback), rows)]
         if step:
             return self.learner.update(experience, micro_rows=len(rows), step=0)["loss"]
-        measured, _ = self.learner._backward(experience, len(rows), None)
-        return sum(one.loss for one in measured)
+        return self.learner.add(experience[0], len(rows))["loss"]
 
     def theirs_update(self, *, step: bool = True) -> float:
         """Better rows first, then worse ones; without ``step``, the latents and noise that ours has drawn."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mmalign.policies.pipelines import unfit
-from mmalign.policies.pipelines.interception import encoded_once, skipped
+from mmalign.policies.pipelines.encoded_once import encoded_once
+from mmalign.policies.pipelines.interception import skipped
 from mmalign.policies.settings import Memory, Schedule
 from mmalign.policies.twins import pipeline_facts, pipelines
 from mmalign.types import Prediction, UserError

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 import mmalign as mm
 from mmalign.needs import ACTIVATION, DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
 from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.heads import DEGREES, degrees
+from mmalign.policies.language.heads import DEGREES, KINDS, HeadName, degrees
 from mmalign.records import Pair
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -40,6 +42,10 @@ def scatter(policy, size=0.3):
     """Other parameters than those it started from, heads included."""
     for number, p in enumerate(policy.parameters().values()):
         p.data += size * torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
+
+
+def test_the_heads_that_a_config_may_name_are_those_of_the_table():
+    assert {*get_args(HeadName)} == KINDS.keys()
 
 
 def test_masks_start_at_one_and_are_read_off_the_reference():

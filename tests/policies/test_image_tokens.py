@@ -93,7 +93,7 @@ def test_the_distribution_is_that_of_the_models_own_generate(kind: str, monkeypa
     theirs = own.gather(2, rows.unsqueeze(2)).squeeze(2).double()
     assert torch.allclose(rollout.log_probs[:2], theirs, atol=4 * 4e-6)  # guidance multiplies what 20 roundings of float32 do
     free = policy(kind)
-    assert not torch.allclose(free._whole(rollout, 4)[:2], theirs, atol=0.01)  # and guidance counts
+    assert not torch.allclose(free.log_probs(rollout, 4)[:2], theirs, atol=0.01)  # and guidance counts
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +105,7 @@ def test_what_is_scored_again_is_what_was_sampled(kind: str, guidance: float, tr
     assert torch.allclose(steps.log_probs.detach(), rollout.log_probs, atol=1e-6)
     drawn = some._drawn(rollout.held.encoded, rollout.held.which, torch.rand(6, 12 if kind == "Emu3" else 16).double(), torch.zeros(6), [])
     rescored = some._table(rollout.held.encoded, PROMPTS, rollout.held.which, drawn.codes, rollout.group)
-    apart = float((some._whole(rescored, 6) - drawn.log_probs).abs().max())
+    apart = float((some.log_probs(rescored, 6) - drawn.log_probs).abs().max())
     assert (apart < 2e-5) if trained == "guided" else (apart > 1e-3)  # what was drawn with guidance is another distribution's
     assert ("engine_difference" in rollout.metrics) == (trained == "guided")
 
@@ -189,14 +189,14 @@ def test_references_contrasts_and_other_voices() -> None:
     assert not rollout.mask[3].any() and rollout.mask[2].all()
     some.remember(rollout, ["ref"], 8)
     with some.using("ref"):
-        assert torch.allclose(rollout.held.refs["ref"], some._whole(rollout, 8), atol=1e-6)
+        assert torch.allclose(rollout.held.refs["ref"], some.log_probs(rollout, 8), atol=1e-6)
     needs = frozenset({Need("refs"), Need("kls"), Need("contrast", "mismatched")})
     steps = some.steps(rollout, torch.arange(8), needs=needs)
     assert torch.equal(steps.refs["ref"], rollout.held.refs["ref"])
     live = rollout.mask
     assert bool((steps.kls["ref"][live] > 0).all()) and bool((steps.log_probs.detach() - steps.refs["ref"])[live].abs().max() > 0.1)
     swapped = some._table(rollout.held.encoded, PROMPTS, 1 - rollout.held.which, rollout.held.tokens, rollout.group)
-    behind_the_other = some._whole(swapped, 8)
+    behind_the_other = some.log_probs(swapped, 8)
     assert torch.allclose(steps.contrasts["mismatched"].log_probs.detach()[live], behind_the_other[live], atol=1e-5)
     assert torch.allclose(some.steps(rollout.take(torch.tensor([5, 2])), torch.arange(2)).log_probs, steps.log_probs[[5, 2]], atol=1e-5)
 
@@ -294,12 +294,12 @@ def test_teacher_forcing_draws_each_code_behind_the_true_ones(kind: str, guidanc
     assert rollout.metrics["same_codes"] == pytest.approx(float((rollout.held.tokens == rollout.held.read).double().mean()))
     with pytest.warns(UserWarning, match="come back from its codes"):
         given = policy(kind, guidance=guidance).encode(["a cat", "a dog"], list(images), torch.arange(2), torch.Generator())
-    plain = policy(kind, guidance=guidance)._whole(given, 2)  # of the true codes behind each other
+    plain = policy(kind, guidance=guidance).log_probs(given, 2)  # of the true codes behind each other
     same = rollout.held.tokens == rollout.held.read
     assert same.any() and torch.allclose(rollout.log_probs[same], plain.repeat_interleave(3, 0)[same], atol=2e-5)
     steps = some.steps(rollout, torch.tensor([4, 0]))
     assert torch.allclose(steps.log_probs.detach(), rollout.log_probs[[4, 0]], atol=1e-5)
-    assert torch.allclose(some._whole(rollout.take(torch.tensor([5, 1])), 2), rollout.log_probs[[5, 1]], atol=1e-5)
+    assert torch.allclose(some.log_probs(rollout.take(torch.tensor([5, 1])), 2), rollout.log_probs[[5, 1]], atol=1e-5)
     truth = frozenset({contrast("true")})
     told = some.steps(rollout, torch.tensor([4, 0]), torch.tensor([1, 3]), truth).contrasts["true"].log_probs
     assert told.requires_grad and torch.allclose(told.detach(), plain[[1, 0]][:, [1, 3]], atol=2e-5)
@@ -307,7 +307,7 @@ def test_teacher_forcing_draws_each_code_behind_the_true_ones(kind: str, guidanc
         policy(kind).steps(given, torch.arange(1), None, truth)
     late = some.sample(prompts, 3, torch.Generator().manual_seed(0), part=slice(1, 2))
     assert torch.equal(late.held.tokens, rollout.held.tokens[3:])
-    assert torch.allclose(some._whole(type(rollout).join([rollout, late]), 9)[6:], rollout.log_probs[3:], atol=1e-5)
+    assert torch.allclose(some.log_probs(type(rollout).join([rollout, late]), 9)[6:], rollout.log_probs[3:], atol=1e-5)
     rewards = mm.rewards.reconstruction()(rollout.outputs, rollout.prompts)
     assert torch.allclose(rewards, -(rollout.outputs - images.repeat_interleave(3, 0)).square().flatten(1).mean(1))
 
@@ -348,16 +348,16 @@ def test_rows_that_think_are_words_and_codes_in_one_table(kind: str, guidance: f
     steps = some.steps(rollout, torch.arange(6))
     assert torch.allclose(steps.log_probs.detach(), torch.where(rollout.mask, rollout.log_probs, 0.0), atol=1e-5)
     words = some.writer.table(held.words.encoded, held.words.which, held.words.tokens, held.words.lengths, rollout.mask[:, :5])
-    assert torch.allclose(some.writer._whole(words, 6), rollout.log_probs[:, :5], atol=1e-5)
+    assert torch.allclose(some.writer.log_probs(words, 6), rollout.log_probs[:, :5], atol=1e-5)
     ends = set(some.writing.stops.tolist())
     said = [token for token in held.words.tokens[4, : held.words.lengths[4]].tolist() if token not in ends]
     ids = some.of.layout.behind([*held.words.encoded[1].ids, *said])
     assert list(held.images.encoded[4].ids) == ids
     alone = some.of._table([replace(held.images.encoded[4])], ["x"], torch.zeros(1).long(), held.images.tokens[4:5], torch.zeros(1).long())
-    assert torch.allclose(some.of._whole(alone, 1)[0], rollout.log_probs[4, 5:], atol=1e-5)
+    assert torch.allclose(some.of.log_probs(alone, 1)[0], rollout.log_probs[4, 5:], atol=1e-5)
     assert torch.equal(rollout.outputs, some.of.pixels.decode(held.images.tokens))
     both = type(rollout).join([rollout.take(torch.tensor([4, 0])), rollout.take(torch.tensor([2]))])
-    assert torch.allclose(some._whole(both, 3), rollout.log_probs[[4, 0, 2]], atol=1e-5)
+    assert torch.allclose(some.log_probs(both, 3), rollout.log_probs[[4, 0, 2]], atol=1e-5)
     columns = torch.tensor([1, 5 + 3])
     part = some.steps(rollout, torch.tensor([2]), columns).log_probs
     assert torch.allclose(part, steps.log_probs[[2]][:, columns], atol=1e-5)

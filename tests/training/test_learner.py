@@ -240,7 +240,7 @@ def test_what_a_survey_found_stands_in_the_rows_that_it_saw() -> None:
     policy = small()
     given = rollouts(policy)[0]
     taught = learner(policy, replace(METHOD, survey=lambda steps, signal: signal + 10))
-    values, wanted = taught._surveyed(given, 2).signal, given.signal[given.rows] + 10
+    values, wanted = taught.micro_batches.weighed([given], 2)[0][0].signal, given.signal[given.rows] + 10
     assert torch.equal(values[given.rows], wanted) and values.sum() == wanted.sum()
 
 

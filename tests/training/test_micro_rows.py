@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_an_update_is_done_again_as_if_it_had_had_half_the_rows(monkeypatch: pyt
     got, some = learner(counting())
     fitting = MicroRows(2, got, say=lines.append)
     torch.manual_seed(0)
-    numbers = fitting.fit(lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most))
+    numbers = fitting.fit(lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), partial(got.micro_batches.largest, some))
     assert sizes == [2] * call + [1] * 8 and fitting.now == 1 and fitting.row == {"micro_rows": 1.0}
     assert numbers == metrics and got.updates == 1 and got.method.state.dump() == {"seen": 8} and torch.equal(torch.rand(3), after)
     assert equal(dict(got.policy.parameters()), dict(wanted.policy.parameters()))
@@ -99,7 +100,7 @@ def test_half_is_half_of_what_a_pass_has(monkeypatch: pytest.MonkeyPatch) -> Non
     sizes = ends(monkeypatch, 1)
     got, some = learner(method())
     MicroRows(64, got, say=print).fit(
-        lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most)
+        lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), partial(got.micro_batches.largest, some)
     )
     assert sizes == [8, 4, 4]
 
@@ -108,7 +109,7 @@ def test_what_has_no_half_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) ->
     for kind, most in ((method(), 1), (mm.methods.gpg(), 0)):
         ends(monkeypatch, 1)
         got, some = learner(kind)
-        largest = (lambda most: got.largest(some, most)) if most else (lambda most: 8)  # noqa: B023
+        largest = (partial(got.micro_batches.largest, some)) if most else (lambda most: 8)
         with pytest.raises(torch.OutOfMemoryError) as raised:
             MicroRows(most or 64, got, say=print).fit(lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), largest)  # noqa: B023
         assert raised.value.__notes__ == [f"in a pass of {most or 8} rows, which has no half"]
@@ -123,7 +124,7 @@ def test_a_step_of_the_optimiser_is_not_done_twice(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(got.optimizer, "step", step)
     with pytest.raises(torch.OutOfMemoryError, match="no room for moments") as raised:
         MicroRows(8, got, say=print).fit(
-            lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), lambda most: got.largest(some, most)
+            lambda most: got.update(some, micro_rows=most, micro_steps=2, step=0), partial(got.micro_batches.largest, some)
         )
     assert raised.value.__notes__ == ["in the update of the parameters itself"]
 

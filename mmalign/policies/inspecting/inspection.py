@@ -21,13 +21,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from mmalign.policies.adapters import ATTENTION
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.inspecting.starter_config import defaults_of, starting_yaml
-from mmalign.policies.pipelines import scheduler
+from mmalign.policies.pipelines import scheduler_paths
 from mmalign.policies.pipelines.calling import GUIDANCE, one_line, quiet
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.memory import DENOISERS
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.types import Level, Rollout, UserError
+
+__all__: list[str] = []  # no policy
 
 PROMPTS = ["three red foxes", "two blue birds"]  # a number in each: the digits world takes nothing else
 CLASSES = ["3", "2"]
@@ -92,7 +94,7 @@ def inspection(
     tell("denoisers", lambda: ", ".join(f"{n} ({type(m).__name__}, {_count(_own_size(m))})" for n, m in policy.denoisers.items()))
     tell("frozen", lambda: _frozen(policy))
     tell("LoRA targets", lambda: _targets_in_words(policy))
-    tell("prediction", lambda: scheduler.parametrisation(pipe.scheduler))
+    tell("prediction", lambda: scheduler_paths.parametrisation(pipe.scheduler))
     tell("scheduler", lambda: _scheduler_in_words(pipe.scheduler))
     path = tell("path", lambda: _path(policy.schedule()[1]))
     tell("guidance", lambda: _guidance(policy))
@@ -153,7 +155,7 @@ def _targets_in_words(policy: DiffusersPolicy) -> str:
 
 def _scheduler_in_words(own: Any) -> str:
     name = type(own).__name__
-    sibling = scheduler.FIRST_ORDER.get(name)
+    sibling = scheduler_paths.FIRST_ORDER.get(name)
     return f"{name}, replaced by {sibling} while training" if sibling else f"{name}, kept"
 
 

@@ -16,6 +16,8 @@ from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Prediction, UserError
 
+__all__: list[str] = []  # no policy
+
 
 class Trajectory(NamedTuple):
     """name: the pipeline's class. shape: of a latent. std, dt: ``[T]`` float64, of the random steps, under the kernel."""

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from mmalign.conversations import without
 from mmalign.media import KINDS
-from mmalign.policies.language.chat import Chat, EncodedRow
+from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.encoded_prompts import Prompt
+from mmalign.policies.language.encoded_rows import EncodedRow
 from mmalign.policies.language.shown import before, whole_until
-from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
 Truncate = Literal["left", "right"]

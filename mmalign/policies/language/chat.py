@@ -18,26 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from mmalign.conversations import Turn, as_parts, as_text, media_of, texts_of
 from mmalign.media import ONE, Medium
-from mmalign.policies.language.shown import Shown, before
-from mmalign.policies.language.templates import PROBE, REASONING, Frame, adds_special, ends_of, frame, holds, overlap, source, start_of_run
+from mmalign.policies.language.encoded_prompts import Prompt
+from mmalign.policies.language.encoded_rows import EncodedRow, start_of_run, until_stop, until_stops
+from mmalign.policies.language.templates import PROBE, Frame, adds_special, ends_of, frame, keeps, overlap, source, unended, unopened
 from mmalign.policies.language.tool_calls import Reader, reader
-from mmalign.policies.language.vision import Prompt, Vision
+from mmalign.policies.language.vision import Vision
 from mmalign.types import UserError
-
-
-class EncodedRow(NamedTuple):
-    """One row. prompt: what is given. completion: the ids that follow. trained: of each of those, whether it counts. shown: in it."""
-
-    prompt: Prompt
-    completion: list[int]
-    trained: list[bool]
-    shown: Shown = ()
 
 
 class Chat:
@@ -73,7 +65,7 @@ class Chat:
         self.stops = tuple(dict.fromkeys(int(end) for end in ends))
         self.end = self.stops[0] if end is None else end
         self.ends = ends_of(tokenizer, self.stops)
-        with_ask, without_ask = (self._render(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
+        with_ask, without_ask = (self.tried(PROBE, ask=ask)[0] or "" for ask in (True, False)) if self.template else ("", "")
         self.frame = frame(with_ask, without_ask, tokenizer) if self.template else Frame()
         self.never = tuple(sorted(set(never) - set(self.stops)))
 
@@ -117,7 +109,7 @@ class Chat:
             what = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise UserError(f"completion: got {what}, takes a text, or the turns that follow")
         turns: list[Turn] = [{"role": "assistant", "content": output}] if isinstance(output, str) else list(output)
-        added = [self._unended(turn) for turn in turns]
+        added = [unended(turn, self.ends) for turn in turns]
         own = [turn for turn in added if turn.get("role") == "assistant"]
         for turn in own:
             for end in (end for text in texts_of(turn) for end in self.ends if end in text):
@@ -135,18 +127,20 @@ class Chat:
             return EncodedRow(self._plain(prompt, None), ids, [True] * len(ids))
         if any(media_of([turn]) for turn in added if turn.get("role") == "assistant") or (media_of(added) and self.vision is None):
             raise UserError("completion: holds an image or a video, takes them in prompts, and in replies where the model sees")
-        own = added[-1].get("role") == "assistant"
+        end = self.end if added[-1].get("role") == "assistant" else None
         if self.arrives_rendered(prompt):
-            return self._ended(self._pieces(PROBE, added, self._as_rendered(prompt, None)), own)
+            return self._pieces(PROBE, added, self._as_rendered(prompt, None)).ended(self.stops, end)
         turns = self.turns(prompt)
         marked = "{% generation" in source(self.writer) and self.vision is None
-        if marked and not self._keeps(self.rendered([*turns, *added], ask=False), added):
-            marked = False
-        return self._ended(self._marked(turns, added) if marked else self._pieces(turns, added), own)
+        marked = marked and keeps(self.rendered([*turns, *added], ask=False), added)
+        row = self._marked(turns, added) if marked else self._pieces(turns, added)
+        return row.ended(self.stops, end)
 
     def turns(self, prompt: Any, *, system: str | None = None) -> list[Turn]:
         """A prompt as a conversation, with the system turn that was asked for."""
-        turns: list[Turn] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [self._unended(turn) for turn in prompt]
+        turns: list[Turn] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [unended(turn, self.ends) for turn in prompt]
+        )
         if not turns or turns[-1].get("role") == "assistant":
             raise UserError("prompt: got a conversation that ends with the assistant's turn (or none), takes one that asks for it")
         system_text = system if system is not None else self.system
@@ -158,23 +152,41 @@ class Chat:
 
     def rendered(self, turns: Sequence[Turn], *, ask: bool) -> str:
         """Text of a conversation. Errors: UserError where the template refuses a turn, or leaves out what it says."""
-        text, why = self._render(turns, ask=ask)
+        text, why = self.tried(turns, ask=ask)
         if text is None:
             raise UserError(f"policy.template: {why}")
         return text
 
-    def tried(self, turns: Sequence[Turn], *, ask: bool = True) -> tuple[str | None, str]:
-        """Text of a conversation; or None, and why the template does not write it."""
-        return self._render(turns, ask=ask)
+    def tried(
+        self, turns: Sequence[Turn], *, ask: bool = True, forms: Sequence[Callable[[Sequence[Turn]], list[Turn]]] = ()
+    ) -> tuple[str | None, str]:
+        """Text of a conversation, or None and why the template does not write it; contents in the first form that it takes and keeps."""
+        from jinja2 import TemplateError
+
+        why = ""
+        for form in forms or ((as_text,) if self.vision is None else (as_parts, as_text)):
+            try:
+                text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask, **self.options))
+            except (TemplateError, TypeError) as error:
+                roles = ", ".join(str(turn.get("role")) for turn in turns)
+                why = why or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
+                continue
+            asked = [(str(turn.get("role")), part.strip()) for turn in turns if turn.get("role") != "assistant" for part in texts_of(turn)]
+            lost = [(role, part) for role, part in asked if part not in text]
+            if not lost:
+                return text, ""
+            role, part = lost[0]
+            why = why or f"drops the {role} turn ({part[:40]!r} is not in what it makes)"
+        return None, why
 
     @cached_property
     def calls(self) -> Reader | None:
         """What reads calls of tools in an answer, where prompts list tools and the template has a form for calls."""
-        return reader(lambda turns, ask: self._render(turns, ask=ask)[0]) if self.options else None
+        return reader(lambda turns, ask: self.tried(turns, ask=ask)[0]) if self.options else None
 
     def takes_parts(self, turns: Sequence[Turn], *, ask: bool) -> bool:
         """Whether the template reads contents as lists of parts."""
-        return self._render(turns, ask=ask, forms=(as_parts,))[0] is not None
+        return self.tried(turns, ask=ask, forms=(as_parts,))[0] is not None
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion as rewards see it, without special tokens."""
@@ -184,33 +196,29 @@ class Chat:
         """Tokens as they are, special ones included."""
         return str(self.tokenizer.decode(list(ids)))
 
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens, with nothing put before or behind them."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def piece(self, text: str, media: Sequence[Medium]) -> Prompt:
+        """A text in the middle of a conversation, with its media; nothing is put around it. Errors: UserError, as ``Vision.read``."""
+        if not media or self.vision is None:
+            return Prompt(tuple(self.ids(text)), text)
+        read, bos = self._open(self.vision.read_later(text, media)), self.tokenizer.bos_token
+        return read.window(int(bool(bos) and read.ids[0] == self.tokenizer.bos_token_id and not text.startswith(bos)), len(read))
+
     # ---- inside
 
     def _end_of_turn(self) -> list[int]:
         """The special token that the template writes behind an assistant's turn, if it does."""
         content = "0"
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-        text, _ = self._render(turns, ask=False)
+        text, _ = self.tried(turns, ask=False)
         if text is None:
             return []
         ids = self.ids(text[text.rfind(content) + len(content) :])
         added = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return [token for token in ids if token in added][:1]
-
-    def _unended(self, turn: Turn) -> Turn:
-        """A turn; of the assistant's, without the ends that its words carry, which the template writes."""
-        content = turn.get("content")
-        if turn.get("role") != "assistant" or not content:
-            return turn
-        if isinstance(content, str):
-            return {**turn, "content": self._without_ends(content)}
-        *before, last = content
-        return {**turn, "content": [*before, {**last, "text": self._without_ends(last["text"])}]} if last.get("type") == "text" else turn
-
-    def _without_ends(self, text: str) -> str:
-        while (bare := text.rstrip()).endswith(self.ends):
-            text = bare.removesuffix(next(end for end in self.ends if bare.endswith(end)))
-        return text
 
     def _with_media(self, text: str, turns: Sequence[Turn]) -> Prompt:
         """A text with the media of its turns."""
@@ -268,38 +276,6 @@ class Chat:
             raise UserError("prompt: got an empty one, takes at least one token")
         return ids
 
-    def ids(self, text: str) -> list[int]:
-        """A text's tokens, with nothing put before or behind them."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def piece(self, text: str, media: Sequence[Medium]) -> Prompt:
-        """A text in the middle of a conversation, with its media; nothing is put around it. Errors: UserError, as ``Vision.read``."""
-        if not media or self.vision is None:
-            return Prompt(tuple(self.ids(text)), text)
-        read, bos = self._open(self.vision.read_later(text, media)), self.tokenizer.bos_token
-        return read.window(int(bool(bos) and read.ids[0] == self.tokenizer.bos_token_id and not text.startswith(bos)), len(read))
-
-    def _render(
-        self, turns: Sequence[Turn], *, ask: bool, forms: Sequence[Callable[[Sequence[Turn]], list[Turn]]] = ()
-    ) -> tuple[str | None, str]:
-        """What the template makes of a conversation, or None and why; contents in the first form that it takes and keeps."""
-        from jinja2 import TemplateError
-
-        why = ""
-        for form in forms or ((as_text,) if self.vision is None else (as_parts, as_text)):
-            try:
-                text = str(self.writer.apply_chat_template(form(turns), tokenize=False, add_generation_prompt=ask, **self.options))
-            except (TemplateError, TypeError) as error:
-                roles = ", ".join(str(turn.get("role")) for turn in turns)
-                why = why or f"refuses turns of {roles}: {str(error).splitlines()[0]}"
-                continue
-            lost = [(turn, part.strip()) for turn in turns for part in texts_of(turn) if part.strip() not in text]
-            if not any(turn.get("role") != "assistant" for turn, _ in lost):
-                return text, ""
-            turn, part = next((turn, part) for turn, part in lost if turn.get("role") != "assistant")
-            why = why or f"drops the {turn.get('role')} turn ({part[:40]!r} is not in what it makes)"
-        return None, why
-
     def _pieces(self, turns: Sequence[Turn], added: Sequence[Turn], rendered: Prompt | None = None) -> EncodedRow:
         """What each turn adds to the text before it. rendered: the prompt itself, where ``turns`` only stand for it."""
         before = self.rendered(turns, ask=True)
@@ -310,8 +286,8 @@ class Chat:
             coming = not own and count < len(added) and added[count].get("role") == "assistant"
             after = self.rendered([*turns, *added[:count]], ask=coming)
             follows = after.startswith(before)
-            if own and count == len(added) and not (follows and self._keeps(after[len(before) :], [turn])):
-                if count == 1 and rendered is None and (shorter := self._unopened(before, after, turn)) is not None:
+            if own and count == len(added) and not (follows and keeps(after[len(before) :], [turn])):
+                if count == 1 and rendered is None and (shorter := unopened(before, after, turn)) is not None:
                     return self._pieces_behind(shorter, after, turns)
                 ids = self._answer_ids(before, turn)
                 return EncodedRow(prompt, [*completion, *ids], [*trained, *[True] * len(ids)], tuple(shown))
@@ -319,39 +295,20 @@ class Chat:
                 raise UserError(
                     "policy.template: writes earlier turns otherwise once later ones follow; takes a template with {% generation %} marks"
                 )
-            if own and not self._keeps(after[len(before) :], [turn]):
+            if own and not keeps(after[len(before) :], [turn]):
                 raise UserError(
                     "policy.template: cuts what an assistant's turn says before the last; takes one answer, or a template that keeps it"
                 )
             piece = self.piece(after[len(before) :], media_of([turn]))
             shown += [(len(completion), piece)] if piece.media else []
             completion += piece.ids
-            trained += self._until_stop(piece.ids) if own else [False] * len(piece)
+            trained += until_stop(piece.ids, self.stops) if own else [False] * len(piece)
             before = after
         return EncodedRow(prompt, completion, trained, tuple(shown))
 
-    def _keeps(self, text: str, added: Sequence[Turn]) -> bool:
-        """Whether a text holds what the assistant says in some turns, spaces aside.
-
-        Errors: UserError for reasoning under a key of its own that it drops.
-        """
-        own = [turn for turn in added if turn.get("role") == "assistant"]
-        for key, turn in ((key, turn) for turn in own for key in REASONING if turn.get(key)):
-            if not holds(text, str(turn[key])):
-                raise UserError(
-                    f"policy.template: drops the assistant's {key}; takes reasoning inside of the content, or a template that writes it"
-                )
-        return all(holds(text, part) for turn in own for part in texts_of(turn))
-
-    def _unopened(self, before: str, after: str, turn: Turn) -> str | None:
-        """The prompt of an answer without the reasoning that the template opens for the assistant: up to where the answer stands."""
-        words = "".join(texts_of(turn)).strip()
-        start = after.rfind(words) if words else -1
-        return after[:start] if start > 0 and not after.startswith(before) and before.startswith(after[:start].rstrip()) else None
-
     def _pieces_behind(self, text: str, after: str, turns: Sequence[Turn]) -> EncodedRow:
         ids = self.ids(after[len(text) :])
-        return EncodedRow(self._with_media(text, turns), ids, self._until_stop(ids))
+        return EncodedRow(self._with_media(text, turns), ids, until_stop(ids, self.stops))
 
     def _answer_ids(self, before: str, turn: Turn) -> list[int]:
         """An answer that the template would cut, behind the prompt as it was given, and the end of its turn."""
@@ -362,7 +319,6 @@ class Chat:
 
     def _marked(self, turns: list[Turn], added: Sequence[Turn]) -> EncodedRow:
         """By the template's own marks."""
-        self.rendered([*turns, *added], ask=False)
         options: dict[str, Any] = {**self.options, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         encoding = self.tokenizer.apply_chat_template(as_text([*turns, *added]), **options)
         ids, marks = list(encoding["input_ids"]), [bool(mark) for mark in encoding["assistant_masks"]]
@@ -371,30 +327,7 @@ class Chat:
         if ids[:split] != prompt:
             earlier = sum(turn.get("role") == "assistant" for turn in turns)
             split = start_of_run(marks, earlier)
-        marks = self._until_stops(ids, marks)
+        marks = until_stops(ids, marks, self.stops)
         if not any(marks[split:]):
             raise UserError("policy.template: its {% generation %} marks are empty for this completion")
         return EncodedRow(Prompt(tuple(ids[:split])), ids[split:], marks[split:])
-
-    def _until_stop(self, ids: Sequence[int]) -> list[bool]:
-        """Of what an assistant's turn adds, its tokens up to its first end: what follows can never be sampled."""
-        end = next((place for place, token in enumerate(ids) if token in self.stops), len(ids) - 1)
-        return [place <= end for place in range(len(ids))]
-
-    def _until_stops(self, ids: Sequence[int], marks: Sequence[bool]) -> list[bool]:
-        """Marks of each run up to its first end."""
-        trimmed, open_run = list[bool](), False
-        for place, (token, mark) in enumerate(zip(ids, marks, strict=True)):
-            open_run = mark and (open_run or place == 0 or not marks[place - 1])
-            trimmed.append(open_run)
-            open_run = open_run and token not in self.stops
-        return trimmed
-
-    def _ended(self, row: EncodedRow, own: bool) -> EncodedRow:
-        """A row whose last assistant turn ends with a token that stops sampling; what follows it is dropped."""
-        last = max(place for place, counts in enumerate(row.trained) if counts)
-        completion, trained = list(row.completion[: last + 1]), list(row.trained[: last + 1])
-        if own and completion[-1] not in self.stops:
-            follows = last + 1 < len(row.completion) and row.completion[last + 1] in self.stops
-            completion, trained = [*completion, row.completion[last + 1] if follows else self.end], [*trained, True]
-        return EncodedRow(row.prompt, completion, trained, before(row.shown, last + 1))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.shown import Shown, seen
-from mmalign.policies.language.vision import Prompt, Vision, inputs_of
+from mmalign.policies.language.vision import Vision, inputs_of
 from mmalign.stacking import offset, stacked, stacked_by_name
 
 

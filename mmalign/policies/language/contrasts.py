@@ -18,9 +18,10 @@ from mmalign.conversations import question
 from mmalign.policies.language.ablation import Ablation
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.completions import Completions
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.shown import conversation
-from mmalign.policies.language.vision import Prompt, inputs_of
+from mmalign.policies.language.vision import inputs_of
 from mmalign.types import UserError
 
 PLACES = re.compile(r"\{(?:prompt|own|other)\}")

@@ -45,10 +45,10 @@ from mmalign.media import canonical_bytes
 from mmalign.policies.adapters import write_adapter
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.drawing import Drawing, Drawn
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.handover import WEIGHTS, media_options, messages, write_weights
 from mmalign.policies.language.members import members_of
 from mmalign.policies.language.templates import adds_special
-from mmalign.policies.language.vision import Prompt
 from mmalign.policies.settings import EngineSettings
 from mmalign.types import UserError
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mmalign.conversations import told_apart_by
-from mmalign.policies.language.chat import EncodedRow
-from mmalign.policies.language.vision import Prompt
+from mmalign.policies.language.encoded_prompts import Prompt
+from mmalign.policies.language.encoded_rows import EncodedRow
 from mmalign.records import RefusedRow
 from mmalign.types import UserError
+
+__all__: list[str] = []  # no policy
 
 
 class Given(NamedTuple):

@@ -10,22 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmalign.needs import DEAD_END, DEAD_END_BEST, DEGREE
+from mmalign.needs import DEAD_END_BEST, DEGREE
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.parameters import ParameterSets
 from mmalign.types import Need, UserError
 
 HeadName = Literal["value", "q1", "q2", "v1", "v2", "degree", "dead_end", "reward_mask", "kl_mask"]
-MASKS = frozenset({"reward_mask", "kl_mask"})
-OF_REFERENCE = MASKS | {"activation"}
-"""What is read off the reference's hidden states, by a head or as it is."""
-CRITICS = ("q1", "q2", "v1", "v2")
-HEADS = frozenset({"value", "degree", "dead_end", *CRITICS}) | MASKS
 APART = 0.1
 """How far the critics' first weights are from 0, in units of one over the square root of the width: two that start alike stay alike."""
 SAFE = -4.0
@@ -36,6 +31,71 @@ DEGREES = 4
 """Degrees are 0, 1, ... of so many: that part of an answer's live tokens is taken out, those that surprise the reference most first."""
 
 
+class Positions(NamedTuple):
+    """N positions that a head is read at. hidden: ``[N, H]``, the states there. tokens: ``[N]``, the words that stand there.
+
+    drawing: log-probabilities ``[N, V]`` of the model at the start; None where it is not known.
+    """
+
+    hidden: Tensor
+    tokens: Tensor
+    drawing: Tensor | None
+
+
+def number(name: str, head: nn.Module, at: Positions) -> dict[Need, Tensor]:
+    """What the head says, as it is."""
+    return {Need(name): head(at.hidden.float()).double().squeeze(-1)}
+
+
+def positive(name: str, head: nn.Module, at: Positions) -> dict[Need, Tensor]:
+    """What the head says, or 0 where that is less."""
+    return {Need(name): head(at.hidden.float()).double().squeeze(-1).relu()}
+
+
+def choices(name: str, head: nn.Module, at: Positions) -> dict[Need, Tensor]:
+    """Log-probabilities of the head's outputs, a table for each, named by its number."""
+    columns = head(at.hidden.float()).double().log_softmax(-1).unbind(-1)
+    return {Need(name, str(place)): column for place, column in enumerate(columns)}
+
+
+def dead_ends(name: str, head: nn.Module, at: Positions) -> dict[Need, Tensor]:
+    """Of the word that stands there; and the best of some words that are drawn, where ``drawing`` is known."""
+    each = of_dead_ends(head, at.hidden).double()
+    best = {} if at.drawing is None else {DEAD_END_BEST: best_of_draws(each, at.drawing.double(), TRIED)}
+    return {Need(name): each.gather(1, at.tokens[:, None])[:, 0]} | best
+
+
+class Kind(NamedTuple):
+    """What a head of one name is. tables: (name, head, positions) -> ``[N]`` float64 each. outputs: how many; None: one for each word.
+
+    bias: at the start. seed: of its first weights, which are ``APART`` from 0; None: they are 0. of_reference: whether it is read off the
+    reference's hidden states.
+    """
+
+    tables: Callable[[str, nn.Module, Positions], dict[Need, Tensor]] = number
+    outputs: int | None = 1
+    bias: float = 0.0
+    seed: int | None = None
+    of_reference: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "value": Kind(),
+    "q1": Kind(seed=0),
+    "q2": Kind(seed=1),
+    "v1": Kind(seed=2),
+    "v2": Kind(seed=3),
+    "degree": Kind(choices, outputs=DEGREES),
+    "dead_end": Kind(dead_ends, outputs=None, bias=SAFE),
+    "reward_mask": Kind(positive, bias=1.0, of_reference=True),
+    "kl_mask": Kind(positive, bias=1.0, of_reference=True),
+}
+HEADS = frozenset(KINDS)
+MASKS = frozenset(name for name, kind in KINDS.items() if kind.of_reference)
+OF_REFERENCE = MASKS | {"activation"}
+"""What is read off the reference's hidden states, by a head or as it is."""
+
+
 def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str, nn.Module]:
     """A head for each name, ``NAME.weight`` and ``NAME.bias`` among the trained parameters and in the sets. Errors: UserError."""
     if isinstance(names, str) or not set(names) <= HEADS:
@@ -43,31 +103,16 @@ def add_heads(sets: ParameterSets, model: Any, names: Sequence[str]) -> dict[str
     width, device = model.config.get_text_config().hidden_size, next(model.parameters()).device
     heads: dict[str, nn.Module] = {}
     for name in names:
-        words = model.get_output_embeddings().weight.shape[0]
-        heads[name] = layer = nn.Linear(width, {"degree": DEGREES, "dead_end": words}.get(name, 1), device=device)
+        kind = KINDS[name]
+        outputs = kind.outputs or model.get_output_embeddings().weight.shape[0]
+        heads[name] = layer = nn.Linear(width, outputs, device=device)
         nn.init.zeros_(layer.weight)
-        if name in CRITICS:
-            rng = torch.Generator().manual_seed(CRITICS.index(name))
+        if kind.seed is not None:
+            rng = torch.Generator().manual_seed(kind.seed)
             layer.weight.data.copy_(APART * width**-0.5 * torch.randn(layer.weight.shape, generator=rng))
-        nn.init.constant_(layer.bias, {**dict.fromkeys(MASKS, 1.0), "dead_end": SAFE}.get(name, 0.0))
+        nn.init.constant_(layer.bias, kind.bias)
     sets.add(heads)
     return heads
-
-
-def head_tables(name: str, head: nn.Module, hidden: Tensor, tokens: Tensor, drawing: Tensor | None) -> dict[Need, Tensor]:
-    """What a head says at N positions, ``[N]`` float64; of ``degree`` one table for each, named by its number.
-
-    hidden: ``[N, H]``. tokens: ``[N]``, the word that stands there. drawing: log-probabilities ``[N, V]`` of the model at the start, which
-    ``dead_end_best`` is by; without, there is none.
-    """
-    if name == "dead_end":
-        each = of_dead_ends(head, hidden).double()
-        best = {} if drawing is None else {DEAD_END_BEST: best_of_draws(each, drawing.double(), TRIED)}
-        return {DEAD_END: each.gather(1, tokens[:, None])[:, 0]} | best
-    outputs = head(hidden.float()).double()
-    if name == "degree":
-        return {Need("degree", str(number)): column for number, column in enumerate(outputs.log_softmax(-1).unbind(-1))}
-    return {Need(name): outputs.squeeze(-1).relu() if name in MASKS else outputs.squeeze(-1)}
 
 
 def of_dead_ends(head: nn.Module, hidden: Tensor) -> Tensor:

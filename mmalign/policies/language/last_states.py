@@ -10,6 +10,8 @@ from torch import Tensor
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.scoring import Scorer, batches, picked
 
+__all__: list[str] = []  # no policy
+
 
 def last_states(scorer: Scorer, rows: Sequences) -> Tensor:
     """``[R, H]`` float32: the state of the last layer at each row's last token, differentiable.

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+__all__: list[str] = []  # no policy
+
 
 def likely(probs: Tensor, top_p: float, least: int = 1) -> Tensor:
     """``[R, V]`` bool: of each row the likeliest words that ``top_p`` falls on, the one that crosses the border too; ``least`` at least.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.language.vision import Prompt
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.types import UserError
 
 

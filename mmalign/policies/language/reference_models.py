@@ -18,7 +18,7 @@ from mmalign.distributed.shards import digest
 from mmalign.policies.language.budget import Room
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.drawing import Drawing
-from mmalign.policies.language.fitting import Fit, made_up
+from mmalign.policies.language.fitting import Fit, Running, made_up
 from mmalign.policies.language.heads import MASKS
 from mmalign.policies.language.scoring import Scorer
 from mmalign.policies.parameters import Other, ParameterSets, frozen
@@ -46,8 +46,19 @@ class Reader(Protocol):
     def using(self, name: str) -> AbstractContextManager[None]: ...
 
 
+class Runs(Protocol):
+    """A policy that says how the model that is in place is run."""
+
+    @property
+    def fit(self) -> Running:
+        """The fast ways of computing that hold for it."""
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """What a name stands for in place while the block lasts."""
+
+
 @contextmanager
-def running(policy: Reader, name: str) -> Iterator[Fit]:
+def running(policy: Runs, name: str) -> Iterator[Running]:
     """What a name stands for in place, and how to run it."""
     with policy.using(name):
         yield policy.fit

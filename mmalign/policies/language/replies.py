@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from mmalign.conversations import Turn, media_of, texts_of
 from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.templates import PROBE
-from mmalign.policies.language.vision import Prompt
 from mmalign.types import UserError
 
 SAID = "assistant-said-this"  # what stands for a turn of the policy's

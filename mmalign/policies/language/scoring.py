@@ -14,10 +14,12 @@ from mmalign.needs import ACTIVATION, DEAD_END, DEAD_END_BEST, of_set
 from mmalign.policies.language import prefixes
 from mmalign.policies.language.activations import mean_activations
 from mmalign.policies.language.fitting import Running
-from mmalign.policies.language.heads import HEADS, MASKS, OF_REFERENCE, head_tables
+from mmalign.policies.language.heads import HEADS, KINDS, OF_REFERENCE, Positions
 from mmalign.policies.language.logits import LOG_PROBS, Head, distribution, numbers_of
 from mmalign.types import Need, UserError
 
+Using = Callable[[str], AbstractContextManager[Running]]
+"""Puts a named parameter set, or another model, in place, and says how to run what is there."""
 WASTE = 1.5  # a batch is split once its filled-up size is so many times what it really holds
 
 
@@ -40,54 +42,59 @@ class Scorer:
 
     def __call__(
         self, rows: prefixes.Sequences, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
-        using: Callable[[str], AbstractContextManager[Running]] | None = None,
+        using: Using | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables ``[R, T]`` float64 on the CPU, 0 outside ``cells [R, T]``: ``LOG_PROBS`` and the numbers (``logits.py``, ``heads.py``).
 
-        references: names whose distributions the numbers compare with. using: puts a named parameter set, or
-        another model, in place, and says how to run what is there.
+        references: names whose distributions the numbers compare with. using: what puts these names in place.
         """
         masks = [need.kind for need in sorted(numbers) if need.kind in OF_REFERENCE]
         if masks and "ref" not in references:
             raise UserError(f"terms {', '.join(masks)}: are read off the reference; takes a method that needs refs:ref")
-        of_heads = {need for need in numbers if need.kind in HEADS}
-        of_sets = {need for need in of_heads if need.name}
         places, tables = list[Tensor](), list[dict[Need, Tensor]]()
         for part in batches(rows):
-            wanted_cells = cells[part]
-            width = int(wanted_cells.any(0).nonzero().max()) + 1 if bool(wanted_cells.any()) else 0
-            if not width:
-                continue
-            if rows.inside:  # no picture is cut, whatever is wanted before it
-                width = max(width, int(rows.lengths[part].max()))
-            sequences = picked(rows, part, width, self.device)
-            inside = wanted_cells[:, :width].to(self.device)
-            others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
-            hidden = self.hidden(sequences)[inside]
-            manner: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
-            manner["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
-            settings = {**manner, "at_once": self.at_once, "others": others}
-            table = numbers_of(self.fit.head, hidden, sequences.tokens[inside], numbers=numbers - of_heads - {ACTIVATION}, **settings)
-            drawing = distribution(*others["start"], **manner) if DEAD_END in of_heads and "start" in others else None
-            for name in (need.kind for need in sorted(of_heads - of_sets)):
-                states = others["ref"][1] if name in MASKS else hidden
-                table |= head_tables(name, self.heads[name], states, sequences.tokens[inside], drawing)
-            if using is not None:
-                for name in sorted({need.name for need in of_sets}):
-                    table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
-            if ACTIVATION in numbers and using:
-                with using("ref") as fit:
-                    table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
-            at = wanted_cells.nonzero()
-            places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
-            tables.append(table)
-        beside = {DEAD_END_BEST} if DEAD_END in numbers and "start" in references else set[Need]()
-        names = tables[0] if tables else dict.fromkeys([LOG_PROBS, *numbers, *beside])
-        where = torch.cat(places, dim=1) if places else torch.zeros((2, 0), dtype=torch.int64)
+            wanted = cells[part]
+            if bool(wanted.any()):
+                at = wanted.nonzero()
+                places.append(torch.stack([part[at[:, 0]], at[:, 1]]))
+                tables.append(self._of_batch(rows, part, wanted, numbers, references, using))
         empty = torch.zeros(cells.shape, dtype=torch.float64)
         if not tables:
-            return dict.fromkeys(names, empty)
-        return {name: empty.index_put(tuple(where), torch.cat([table[name].cpu() for table in tables])) for name in names}
+            beside = [DEAD_END_BEST] if DEAD_END in numbers and "start" in references else []
+            return dict.fromkeys([LOG_PROBS, *numbers, *beside], empty)
+        where = tuple(torch.cat(places, dim=1))
+        return {name: empty.index_put(where, torch.cat([table[name].cpu() for table in tables])) for name in tables[0]}
+
+    def _of_batch(
+        self, rows: prefixes.Sequences, part: Tensor, cells: Tensor, numbers: frozenset[Need], references: Sequence[str],
+        using: Using | None,
+    ) -> dict[Need, Tensor]:  # fmt: skip
+        """Of some rows ``part [P]``, in one pass: what is said at the N cells that are wanted of them, ``[N]`` each. cells: ``[P, T]``."""
+        width = int(cells.any(0).nonzero().max()) + 1
+        if rows.inside:  # no picture is cut, whatever is wanted before it
+            width = max(width, int(rows.lengths[part].max()))
+        sequences = picked(rows, part, width, self.device)
+        inside = cells[:, :width].to(self.device)
+        tokens = sequences.tokens[inside]
+        others = {name: self._reference(name, using, sequences, inside) for name in references} if using else {}
+        hidden = self.hidden(sequences)[inside]
+        of_heads = {need for need in numbers if need.kind in HEADS}
+        of_sets = {need for need in of_heads if need.name}
+        manner: dict[str, Any] = {"temperature": self.temperature, "never": self.never}
+        manner["allowed"] = None if sequences.allowed is None else sequences.allowed[inside]
+        settings = {**manner, "at_once": self.at_once, "others": others}
+        table = numbers_of(self.fit.head, hidden, tokens, numbers=numbers - of_heads - {ACTIVATION}, **settings)
+        drawing = distribution(*others["start"], **manner) if DEAD_END in of_heads and "start" in others else None
+        for name in (need.kind for need in sorted(of_heads - of_sets)):
+            states = others["ref"][1] if KINDS[name].of_reference else hidden
+            table |= KINDS[name].tables(name, self.heads[name], Positions(states, tokens, drawing))
+        if using is not None:
+            for name in sorted({need.name for need in of_sets}):
+                table |= self._of_set(name, [need.kind for need in sorted(of_sets) if need.name == name], using, sequences, inside)
+        if ACTIVATION in numbers and using is not None:
+            with using("ref") as fit:
+                table[ACTIVATION] = mean_activations(fit, sequences)[inside.to(fit.device)].double()
+        return table
 
     def hidden(self, rows: prefixes.Sequences) -> Tensor:
         """Hidden states ``[R, T, H]``, as ``prefixes.run`` gives them."""
@@ -101,19 +108,14 @@ class Scorer:
             for layer in self.layers:
                 layer.training = False
 
-    def _of_set(
-        self, name: str, kinds: Sequence[str], using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences,
-        inside: Tensor,
-    ) -> dict[Need, Tensor]:  # fmt: skip
+    def _of_set(self, name: str, kinds: Sequence[str], using: Using, rows: prefixes.Sequences, inside: Tensor) -> dict[Need, Tensor]:
         """What heads of these kinds say, ``[N]`` each, where the parameters, theirs among them, are a named set's; without gradient."""
         with torch.no_grad(), using(name) as fit:
-            states, tokens = fit.states(rows)[inside.to(fit.device)], rows.tokens[inside]
-            said = [head_tables(kind, self.heads[kind], states, tokens, None) for kind in kinds]
+            at = Positions(fit.states(rows)[inside.to(fit.device)], rows.tokens[inside], None)
+            said = [KINDS[kind].tables(kind, self.heads[kind], at) for kind in kinds]
         return {of_set(need, name): values for table in said for need, values in table.items()}
 
-    def _reference(
-        self, name: str, using: Callable[[str], AbstractContextManager[Running]], rows: prefixes.Sequences, inside: Tensor
-    ) -> tuple[Head, Tensor]:
+    def _reference(self, name: str, using: Using, rows: prefixes.Sequences, inside: Tensor) -> tuple[Head, Tensor]:
         """Head and hidden states of the rows under a named parameter set, or another model, without gradient."""
 
         def head(hidden: Tensor) -> Tensor:

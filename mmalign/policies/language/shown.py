@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmalign.policies.language.vision import Prompt
+from mmalign.policies.language.encoded_prompts import Prompt
 
 Shown = tuple[tuple[int, Prompt], ...]
 """Of a row: behind how many of its completion's tokens a reply with pictures begins, and the reply as it was read."""

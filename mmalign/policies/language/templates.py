@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmalign.conversations import Turn, texts_of
+from mmalign.types import UserError
+
 PROBE: list[dict[str, Any]] = [{"role": "user", "content": "0"}]
 """A conversation that shows what a template writes around a user's words."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -76,7 +79,43 @@ def overlap(before: str, words: str) -> int:
     return tag.end() if before != before.rstrip() else tag.end(1)
 
 
-def start_of_run(marks: Sequence[bool], skip: int) -> int:
-    """Where the run of marks number ``skip`` (from 0) starts; the end where there are fewer."""
-    starts = [place for place, mark in enumerate(marks) if mark and (place == 0 or not marks[place - 1])]
-    return starts[skip] if skip < len(starts) else len(marks)
+def unended(turn: Turn, ends: tuple[str, ...]) -> Turn:
+    """A turn; of the assistant's, without the ends that its words carry, which the template writes."""
+    content = turn.get("content")
+    if turn.get("role") != "assistant" or not content:
+        return turn
+    if isinstance(content, str):
+        return {**turn, "content": without_ends(content, ends)}
+    *before, last = content
+    return {**turn, "content": [*before, {**last, "text": without_ends(last["text"], ends)}]} if last.get("type") == "text" else turn
+
+
+def without_ends(text: str, ends: tuple[str, ...]) -> str:
+    """A text without the ends that it carries, and the spaces before them."""
+    while (bare := text.rstrip()).endswith(ends):
+        text = bare.removesuffix(next(end for end in ends if bare.endswith(end)))
+    return text
+
+
+def keeps(text: str, turns: Sequence[Turn]) -> bool:
+    """Whether a text holds what the assistant says in some turns, spaces aside.
+
+    Errors: UserError for reasoning under a key of its own that it drops.
+    """
+    own = [turn for turn in turns if turn.get("role") == "assistant"]
+    for key, turn in ((key, turn) for turn in own for key in REASONING if turn.get(key)):
+        if not holds(text, str(turn[key])):
+            raise UserError(
+                f"policy.template: drops the assistant's {key}; takes reasoning inside of the content, or a template that writes it"
+            )
+    return all(holds(text, part) for turn in own for part in texts_of(turn))
+
+
+def unopened(before: str, after: str, turn: Turn) -> str | None:
+    """The prompt of an answer without the reasoning that the template opens for the assistant: up to where the answer stands.
+
+    before, after: what the template makes of the conversation without the answer and with it. None where it opens no reasoning.
+    """
+    words = "".join(texts_of(turn)).strip()
+    start = after.rfind(words) if words else -1
+    return after[:start] if start > 0 and not after.startswith(before) and before.startswith(after[:start].rstrip()) else None

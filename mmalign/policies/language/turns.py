@@ -24,9 +24,9 @@ from mmalign.conversations import Turn, held
 from mmalign.media import Broken
 from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.drawing import Drawn
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.replies import read_reply
 from mmalign.policies.language.shown import Shown, before, conversation
-from mmalign.policies.language.vision import Prompt
 from mmalign.policies.settings import EngineSettings, Turns
 from mmalign.types import UserError
 

@@ -20,6 +20,8 @@ from mmalign.samplers import adjoints as carrying
 from mmalign.samplers.adjoints import Plan, RewardGradient, by_chunk
 from mmalign.types import Level, Rollout, UserError
 
+__all__: list[str] = []  # no policy
+
 
 def adjoints(  # all that a gradient depends on
     policy: Distilled, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,

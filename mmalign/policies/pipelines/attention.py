@@ -25,6 +25,8 @@ from mmalign.policies.pipelines.scheduler import Player
 from mmalign.samplers import subjects
 from mmalign.types import UserError
 
+__all__: list[str] = []  # no policy
+
 Shape = tuple[int, int]  # queries and keys of a layer
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmalign.needs import kinds, named
 from mmalign.policies.pipelines.attention import SubjectCost
 from mmalign.policies.pipelines.other_rows import other_prompts
-from mmalign.policies.pipelines.scheduler import PRECONDITIONED, parametrisation
+from mmalign.policies.pipelines.scheduler_paths import PRECONDITIONED, parametrisation
 from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.pipelines.trajectories import Behind
 from mmalign.samplers import kernels

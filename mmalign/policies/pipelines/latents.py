@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mmalign.types import UserError
 
+__all__: list[str] = []  # no policy
+
 FRAMES_FIRST = frozenset({"CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"})  # latents [B, F, C, H, W]
 
 

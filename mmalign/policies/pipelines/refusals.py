@@ -14,6 +14,8 @@ from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.types import UserError
 
+__all__: list[str] = []  # no policy
+
 REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
 """What pipelines, tokenizers and readers of pictures raise of a prompt that they cannot use."""
 LIST = ", or a pipeline that takes a list of generators, one for each row, as diffusers' randn_tensor does"

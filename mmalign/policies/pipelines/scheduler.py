@@ -18,43 +18,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.samplers.kernels import predict
-from mmalign.types import Level, Prediction, UserError
+from mmalign.policies.pipelines.scheduler_paths import (
+    EXPLODING,
+    FLOW,
+    FROM_SIGMAS,
+    PLAYED,
+    PRECONDITIONED,
+    above_one,
+    clean_and_noise,
+    first_order,
+    grid,
+    own_name,
+)  # fmt: skip
+from mmalign.types import Level, Prediction
 
-# How each scheduler's latents relate to data and noise. One whose own timesteps are no plain grid is replaced by the first-order one.
-FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMapEulerDiscreteScheduler"}
-PRESERVING = {
-    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
-    "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "UnCLIPScheduler",
-}  # fmt: skip
-FROM_SIGMAS = {
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "SASolverScheduler",
-}
-EXPLODING = {
-    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
-}  # fmt: skip
-PRECONDITIONED = {
-    "EDMEulerScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "CosineDPMSolverMultistepScheduler",
-}  # they know how to read their model
-TRIGONOMETRIC = {"SCMScheduler"}  # x = cos(t) * x_0 + sin(t) * sigma_data * eps (TrigFlow)
-RATIOS = {"DDPMWuerstchenScheduler"}  # variance preserving, its timesteps are ratios from 1 to 0
-KNOWN = FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED | TRIGONOMETRIC | RATIOS
 # Pipelines that read ``scheduler.sigmas`` by the number of the step: a probe of theirs takes one time in a call
 READ_SIGMAS = {"Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline", "Cosmos3OmniPipeline", "CosmosVideoToWorldPipeline"}
 # Pipelines that ask their scheduler for the clean latent first, and for the step with ``pred_original_sample`` after guidance
 ASK_CLEAN_FIRST = {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"}
-FIRST_ORDER = {
-    "PNDMScheduler": "DDIMScheduler",
-    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
-    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
-} | dict.fromkeys(EXPLODING - {"EulerDiscreteScheduler"}, "EulerDiscreteScheduler")
 
 
 class Moment(NamedTuple):
@@ -88,96 +69,6 @@ class Player(NamedTuple):
     timesteps: Tensor | None = None
     levels: Level | None = None
     repeats: int = 1
-
-
-def grid(scheduler: Any) -> Level:
-    """Levels ``[T + 1]`` of a scheduler after ``set_timesteps``, from its first timestep to clean data, float32 on the CPU.
-
-    Errors: UserError for a scheduler whose path is not known here.
-    """
-    name = _own_name(scheduler)
-    if name in FLOW or (name in FROM_SIGMAS and scheduler.config.get("use_flow_sigmas", False)):
-        sigmas = scheduler.sigmas.cpu().float()
-        if inverted(scheduler):
-            return Level(sigmas, 1 - sigmas)
-        return _exploding(sigmas) if _above_one(scheduler) else Level(1 - sigmas, sigmas)
-    if name in PRESERVING:
-        abar = scheduler.alphas_cumprod.cpu()[scheduler.timesteps.cpu().long()].float()
-        last = torch.ones(()) if scheduler.config.get("set_alpha_to_one", True) else scheduler.alphas_cumprod[0].cpu().float()
-        abar = torch.cat([abar, last[None]])
-        return Level(abar.sqrt(), (1 - abar).sqrt())
-    if name in FROM_SIGMAS:
-        sigmas = scheduler.sigmas.cpu().float()
-        signal = 1 / (1 + sigmas**2).sqrt()
-        return Level(signal, sigmas * signal)
-    if name in EXPLODING | PRECONDITIONED:
-        return _exploding(scheduler.sigmas.cpu().float())
-    if name in TRIGONOMETRIC:
-        angle = scheduler.timesteps.cpu().float()
-        return Level(angle.cos(), scheduler.config.sigma_data * angle.sin())
-    if name in RATIOS:
-        abar = scheduler._alpha_cumprod(scheduler.timesteps.cpu().float(), torch.device("cpu"))
-        return Level(abar.sqrt(), (1 - abar).sqrt())
-    raise UserError(f"scheduler: got {name}, takes one of {', '.join(sorted(KNOWN))}")
-
-
-def inverted(scheduler: Any) -> bool:
-    """A flow whose sigmas are the part of data, and rise; its model says ``x_0 - eps`` (Mochi, LongCat's audio)."""
-    return bool(scheduler.config.get("invert_sigmas", False))
-
-
-def _exploding(sigmas: Tensor) -> Level:
-    return Level(torch.ones_like(sigmas), sigmas)
-
-
-def _above_one(scheduler: Any) -> bool:
-    """A flow scheduler with EDM sigmas (Cosmos 2): ``x = x_0 + sigma * eps``, and the pipeline hands over ``eps`` as the velocity."""
-    above = scheduler.__dict__.get("above_one")  # a probe puts its own sigmas there
-    return (_own_name(scheduler) in FLOW and float(scheduler.sigmas.max()) > 1.001) if above is None else above
-
-
-def parametrisation(scheduler: Any) -> str:
-    """What the model predicts, in ``samplers.kernels.predict``'s words. Errors: UserError for one not known here."""
-    if _own_name(scheduler) in FLOW:
-        return "epsilon" if _above_one(scheduler) else "flow"
-    if _own_name(scheduler) in TRIGONOMETRIC:
-        return "v_prediction"
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    names = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
-    if kind not in names:
-        raise UserError(f"scheduler.prediction_type: got {kind!r}, takes {', '.join(names)}")
-    return names[kind]
-
-
-def clean_and_noise(scheduler: Any, output: Tensor, x: Tensor, t: Level) -> Prediction:
-    """The model's output as a Prediction.
-
-    On a variance-exploding path the network saw ``x / sqrt(1 + sigma^2)`` and speaks about that variance-preserving latent;
-    what is clean and what is noise is the same there. A model that predicts its variance too (twice the channels) keeps
-    the first half, as diffusers' DDPM and DDIM do.
-    """
-    if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
-        output = output[:, : x.shape[1]]
-    output = -output if inverted(scheduler) else output
-    if _own_name(scheduler) in PRECONDITIONED:
-        clean = scheduler.precondition_outputs(x.float(), output.float(), t.noise.to(x.device))
-        return Prediction(clean=clean, noise=(x.float() - clean) / t.noise.clamp(min=1e-12))
-    if _own_name(scheduler) in EXPLODING:
-        size = (t.signal**2 + t.noise**2).sqrt()
-        x, t = x.float() / size, Level(t.signal / size, t.noise / size)
-    if _own_name(scheduler) in TRIGONOMETRIC:  # v in units of the data: noise is sigma_data * eps
-        size = scheduler.config.sigma_data
-        prediction = predict(output, x, Level(t.signal, t.noise / size), parametrisation="v_prediction")
-        return Prediction(clean=prediction.clean, noise=prediction.noise / size)
-    return predict(output, x, t, parametrisation=parametrisation(scheduler))  # type: ignore[arg-type]
-
-
-def first_order(scheduler: Any) -> Any:
-    """The same path with a plain grid of timesteps: the scheduler itself, or its first-order sibling from the same config."""
-    import diffusers
-
-    sibling = FIRST_ORDER.get(type(scheduler).__name__)
-    return getattr(diffusers, sibling).from_config(scheduler.config) if sibling else scheduler
 
 
 class Rows(NamedTuple):
@@ -227,11 +118,6 @@ def seat(pipe: Any, player: Player, rows: int | None = None) -> Iterator[Any]:
         pipe.scheduler = own
 
 
-def _own_name(scheduler: Any) -> str:
-    kind = type(scheduler)
-    return (kind.__mro__[2] if issubclass(kind, _Played) else kind).__name__
-
-
 class _Played:
     """What is put before a scheduler class: the same object, with ``step`` answered by a player.
 
@@ -268,7 +154,7 @@ class _Played:
         self.position = 0
         self.chunk, self.asked = self.chunk + self.asked, False
         self.above_one = None
-        self.above_one = _above_one(self)
+        self.above_one = above_one(self)
         self.levels = grid(self)
         self.schedule = self.timesteps[: len(self.levels.noise) - 1]  # type: ignore[has-type]  # some end with the time of clean data
         if self.player.timesteps is not None:
@@ -278,9 +164,9 @@ class _Played:
 
     def _arrange_probe(self, times: Tensor) -> None:
         """Shows the pipeline the probe's times: a plain schedule of the one time where there is one, sigmas included."""
-        if len(times) > 1 and (self.reads_sigmas or _above_one(self)):
-            raise ValueError(f"{_own_name(self)}: the pipeline reads its sigma by step, so that a probe takes one time in a call")
-        levels, name = self.player.levels, _own_name(self)
+        if len(times) > 1 and (self.reads_sigmas or above_one(self)):
+            raise ValueError(f"{own_name(self)}: the pipeline reads its sigma by step, so that a probe takes one time in a call")
+        levels, name = self.player.levels, own_name(self)
         if len(times) == 1 and levels is not None and name in FLOW | FROM_SIGMAS | EXPLODING | PRECONDITIONED:
             flow = name in FLOW or self.config.get("use_flow_sigmas", False)  # type: ignore[attr-defined]
             sigma = levels.noise if flow else levels.noise / levels.signal
@@ -306,7 +192,7 @@ class _Played:
         return tuple(Level(*(v[min(i, last)].to(x.device) for v in self.levels)) for i in (at, at + 1))  # type: ignore[return-value]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        name = _own_name(self)
+        name = own_name(self)
         if name not in EXPLODING | PRECONDITIONED:
             return sample
         self._find(timestep)
@@ -387,7 +273,7 @@ def _played(kind: Any) -> type:
         required = (arguments["model_output"], arguments["timestep"], arguments["sample"], arguments.get("return_dict", True))
         return self._play(*required, arguments.get("pred_original_sample"))
 
-    return type(f"Played{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step, **noising})
+    return type(f"{PLAYED}{kind.__name__}", (_Played, kind), {"set_timesteps": set_timesteps, "step": step, **noising})
 
 
 def _noising(own: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+__all__: list[str] = []  # no policy
+
 
 @contextmanager
 def thinned(*modules: nn.Module, share: float, seed: int) -> Iterator[None]:

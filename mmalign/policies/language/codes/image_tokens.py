@@ -10,8 +10,8 @@ prompt and u behind none): the distribution that is sampled is scored and traine
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -22,20 +22,21 @@ from torch import Tensor, nn
 from mmalign.arguments.ranges import Count, Fraction, Natural, NotNegative, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.needs import named
+from mmalign.policies.language import reference_models, step_tables
 from mmalign.policies.language.codes.drawing import Images, draw, draw_forced
 from mmalign.policies.language.codes.families import layout_of
 from mmalign.policies.language.codes.forcing import lesson_of, noised
 from mmalign.policies.language.codes.guided import GuidedFit
 from mmalign.policies.language.codes.pixels import Pixels
-from mmalign.policies.language.codes.steps import steps_of
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import Others, others, sequences
 from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
+from mmalign.policies.language.encoded_prompts import Prompt
 from mmalign.policies.language.loading import refuse_numbers
 from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
 from mmalign.policies.language.prefixes import Sequences
 from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.vision import Prompt
+from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by
@@ -96,6 +97,7 @@ class ImageTokensPolicy:
     kind = ADAPTER.kind
     learns_from = ADAPTER.learns_from
     gives = ADAPTER.gives
+    log_probs, remember, remembered, digests = step_tables.log_probs, step_tables.remember, step_tables.remembered, step_tables.digests
 
     def __init__(
         self, of: TransformersPolicy, *, guidance: float, trained: str, size: Sequence[int] | None, drawing: Drawing,
@@ -158,7 +160,7 @@ class ImageTokensPolicy:
         which, who = torch.arange(len(own)).repeat_interleave(len(who)), who.repeat(len(own))
         drawn = self._drawn(encoded, which, uniform, who, behaviors)
         rollout = self._table(encoded, [prompts[number] for number in needed], which, drawn.codes, torch.tensor(own)[which])
-        rollout.log_probs, rollout.drawn = self._whole(rollout, self.rows_at_once), drawn_by(who, behaviors)
+        rollout.log_probs, rollout.drawn = self.log_probs(rollout, self.rows_at_once), drawn_by(who, behaviors)
         for behavior in (behavior for behavior in behaviors if behavior.greedy):
             rollout.mask &= ~rollout.drawn[behavior.name].unsqueeze(1)
         if self.guidance == self.fit.scale:
@@ -190,7 +192,7 @@ class ImageTokensPolicy:
         codes = torch.cat([drawn.codes for drawn in parts])
         rollout = self._table(encoded, [prompts[number] for number in own], which, codes, torch.tensor(own)[which])
         rollout.held = replace(rollout.held, read=read, truth=true[which])
-        rollout.log_probs = self._whole(rollout, self.rows_at_once)
+        rollout.log_probs = self.log_probs(rollout, self.rows_at_once)
         differences = (torch.cat([drawn.log_probs for drawn in parts]) - rollout.log_probs).abs()
         rollout.metrics.update(engine_difference=float(differences.mean()), engine_difference_max=float(differences.max()))
         rollout.metrics["same_codes"] = float((codes == true[which]).double().mean())
@@ -319,21 +321,6 @@ class ImageTokensPolicy:
 
     # Scores
 
-    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
-        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        for name in names:
-            if name not in rollout.held.refs:
-                with torch.no_grad(), self.using(name):
-                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
-
-    def digests(self, rollout: Rollout) -> list[bytes]:
-        """What each row is told apart by: prompt and codes, and which of these count."""
-        return rollout.held.digests(rollout.mask)  # type: ignore[no-any-return]
-
-    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
-        return rollout.held.refs  # type: ignore[no-any-return]
-
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some codes (all, by default), with gradient.
 
@@ -341,49 +328,25 @@ class ImageTokensPolicy:
         ``contrast:mismatched`` (behind another row's prompt) fill those tables, and ``contrast:true`` that of the codes of the image that
         a prompt holds, in place of those that were drawn, under ``teacher_forcing``.
         """
-        score = lambda cells, numbers, names: self._scored(rollout, rows, cells, numbers=numbers, references=names)  # noqa: E731
-        steps = steps_of(rollout, rows, columns, needs, score)
         columns = torch.arange(rollout.mask.shape[1]) if columns is None else columns
-        cells = torch.zeros_like(rollout.mask[rows])
-        cells[:, columns] = steps.mask
-        contrasts = {name: self._contrast(rollout, rows, columns, cells, name) for name in named("contrast", needs)}
-        return replace(steps, contrasts=contrasts) if contrasts else steps
+        steps = steps_of(self, rollout, rows, columns, needs)
+        return replace(steps, contrasts={name: self._contrast(rollout, rows, columns, name) for name in named("contrast", needs)})
 
-    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor, name: str) -> Steps:
-        """The same codes behind other prompts, with gradient, and the references' log-probabilities of them."""
-        if name == "true":
-            return self._true(rollout, rows, columns, cells)
-        behind = others(rollout.held, name, rows=(rows, rollout.group[rows]), systems={}, ablation=self.of.ablation, room=self.room)
-        scored = lambda: self._scored(rollout, rows, cells, behind=behind)[LOG_PROBS][:, columns]  # noqa: E731
-        refs = {}
-        for reference in rollout.held.refs:
-            with torch.no_grad(), self.using(reference):
-                refs[reference] = scored()
-        return Steps(log_probs=scored(), mask=rollout.mask[rows][:, columns], refs=refs, kind=ADAPTER.kind)
-
-    def _true(self, rollout: Rollout, rows: Tensor, columns: Tensor, cells: Tensor) -> Steps:
-        """The true codes behind the same ones, with gradient. Errors: UserError where rows were drawn freely."""
+    def _contrast(self, rollout: Rollout, rows: Tensor, columns: Tensor, name: str) -> Steps:
+        """The same codes behind other prompts; or the true codes behind the same ones, with gradient."""
+        if name != "true":
+            behind = others(rollout.held, name, rows=(rows, rollout.group[rows]), systems={}, ablation=self.of.ablation, room=self.room)
+            return steps_behind(self, rollout, rows, columns, behind)
         if rollout.held.truth is None:
             raise UserError("contrast true: rows are drawn freely, behind no image; takes policy.teacher_forcing")
         taught = replace(rollout, held=replace(rollout.held, tokens=rollout.held.truth))
-        log_probs = self._scored(taught, rows, cells)[LOG_PROBS][:, columns]
+        log_probs = self.scored(taught, rows, cells_of(rollout, rows, columns))[LOG_PROBS][:, columns]
         return Steps(log_probs=log_probs, mask=rollout.mask[rows][:, columns], kind=ADAPTER.kind)
 
-    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
-        """Log-probabilities ``[B, T]`` of all rows under the parameters that are in place, without gradient."""
-        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
-        with torch.no_grad():
-            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
-
-    def _scored(
+    def scored(
         self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = (),
         behind: Others | None = None,
     ) -> dict[Need, Tensor]:  # fmt: skip
         """Tables of some rows, ``[R, T]``; behind other prompts, where they are given."""
-        return self.scorer(sequences(rollout.held, rows, behind), cells, numbers=numbers, references=references, using=self._running)
-
-    @contextmanager
-    def _running(self, name: str) -> Iterator[Any]:
-        """A named parameter set in place, and how to run it."""
-        with self.using(name):
-            yield self.fit
+        of, using = sequences(rollout.held, rows, behind), partial(reference_models.running, self)
+        return self.scorer(of, cells, numbers=numbers, references=references, using=using)

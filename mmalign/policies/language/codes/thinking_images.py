@@ -6,7 +6,7 @@ advantage is a row's, so what an image is worth is credited to its words too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
-from mmalign.policies.language import reference_models
+from mmalign.policies.language import reference_models, step_tables
 from mmalign.policies.language.codes.image_tokens import CALL, ImageTokensPolicy
-from mmalign.policies.language.codes.steps import steps_of
 from mmalign.policies.language.completions import Completions
 from mmalign.policies.language.contrasts import sequences
 from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
-from mmalign.policies.language.vision import Prompt
+from mmalign.policies.language.encoded_prompts import Prompt
+from mmalign.policies.language.logits import COMPARED, DISTRIBUTION
+from mmalign.policies.language.step_tables import steps_of
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 
@@ -56,6 +56,10 @@ class Thought:
     images: Completions
     refs: dict[str, Tensor] = field(default_factory=dict)
 
+    def digests(self, mask: Tensor) -> list[bytes]:
+        """What each row is told apart by, 16 bytes; mask: ``[B, T]``, the cells that count. The codes' prompts hold the words."""
+        return self.images.digests(mask[:, -self.images.tokens.shape[1] :])
+
     def take(self, rows: Tensor) -> Thought:
         """Some rows."""
         return Thought(self.words.take(rows), self.images.take(rows), {name: table[rows] for name, table in self.refs.items()})
@@ -72,6 +76,7 @@ class ThinkingImagesPolicy:
 
     kind = ADAPTER.kind
     gives = ADAPTER.gives
+    log_probs, remember, remembered, digests = step_tables.log_probs, step_tables.remember, step_tables.remembered, step_tables.digests
 
     def __init__(self, of: ImageTokensPolicy, *, thoughts: int):
         self.of, self.writer, self.sets, self.rows_at_once, self.thoughts = of, of.of, of.sets, of.rows_at_once, thoughts
@@ -119,7 +124,7 @@ class ThinkingImagesPolicy:
         sources = [prompts[number] for number in own]
         held = Thought(self._completions(asked, sources, which, words), self._images(behind, [sources[n] for n in which], drawn.codes))
         rollout = self._table([sources[place] for place in which.tolist()], held, torch.tensor(own)[which])
-        rollout.log_probs = self._whole(rollout, self.rows_at_once)
+        rollout.log_probs = self.log_probs(rollout, self.rows_at_once)
         rollout.metrics.update(length=float(words.lengths.double().mean()), cut=float(words.cut.double().mean()))
         return rollout
 
@@ -187,38 +192,17 @@ class ThinkingImagesPolicy:
 
     # Scores
 
-    def remember(self, rollout: Rollout, names: Iterable[str], rows_at_once: int) -> None:
-        """Log-probabilities of a rollout under named parameter sets, without gradient, kept in the rollout."""
-        for name in names:
-            if name not in rollout.held.refs:
-                with torch.no_grad(), self.using(name):
-                    rollout.held.refs[name] = self._whole(rollout, rows_at_once)
-
-    def digests(self, rollout: Rollout) -> list[bytes]:
-        """What each row is told apart by: the codes' prompts hold the words."""
-        return rollout.held.images.digests(rollout.mask[:, self.thoughts :])  # type: ignore[no-any-return]
-
-    def remembered(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> ``[B, T]``: what ``remember`` keeps in a rollout."""
-        return rollout.held.refs  # type: ignore[no-any-return]
-
     def steps(self, rollout: Rollout, rows: Tensor, columns: Tensor | None = None, needs: frozenset[Need] = frozenset()) -> Steps:
         """The table of some rows, and of some columns (all, by default), with gradient; ``needs`` as of ``image_tokens``, but contrasts."""
-        score = lambda cells, numbers, names: self._scored(rollout, rows, cells, numbers=numbers, references=names)  # noqa: E731
-        return steps_of(rollout, rows, columns, needs, score)
+        return steps_of(self, rollout, rows, columns, needs)
 
-    def _whole(self, rollout: Rollout, rows_at_once: int) -> Tensor:
-        parts = torch.arange(len(rollout.prompts)).split(rows_at_once)
-        with torch.no_grad():
-            return torch.cat([self._scored(rollout, rows, rollout.mask[rows])[LOG_PROBS] for rows in parts])
-
-    def _scored(
+    def scored(
         self, rollout: Rollout, rows: Tensor, cells: Tensor, *, numbers: frozenset[Need] = frozenset(), references: Sequence[str] = ()
     ) -> dict[Need, Tensor]:
         """Tables of some rows, ``[R, T]``: words by the language model, and codes beside them."""
         settings: dict[str, Any] = {"numbers": numbers, "references": references}
-        words = self.writer.scorer(
-            sequences(rollout.held.words, rows), cells[:, : self.thoughts], using=partial(reference_models.running, self.writer), **settings
-        )
-        codes = self.of.scorer(sequences(rollout.held.images, rows), cells[:, self.thoughts :], using=self.of._running, **settings)
+        of_words, of_codes = sequences(rollout.held.words, rows), sequences(rollout.held.images, rows)
+        by_writer, by_painter = (partial(reference_models.running, policy) for policy in (self.writer, self.of))
+        words = self.writer.scorer(of_words, cells[:, : self.thoughts], using=by_writer, **settings)
+        codes = self.of.scorer(of_codes, cells[:, self.thoughts :], using=by_painter, **settings)
         return {name: torch.cat([words[name], codes[name]], dim=1) for name in words}
