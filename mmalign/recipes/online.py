@@ -249,7 +249,8 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | Non
     def check(micro_rows: int) -> Preflight | None:
         if first is None:
             return None
-        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps, needs=learner.needs)
+        needs = learner.micro_batches.needs
+        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps, needs=needs)
 
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
     first = next((own for own in whole if not own.silent), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,8 +88,8 @@ class Learner:
         """
         asked = "ref" in references.references(self.method, self.method.needs)
         due = (step + 1) % self.kl_every == 0 or step + 1 == self.steps
-        self.needs = needed(self.policy, self.method, kl=asked or due)
-        self.references = references.references(self.method, self.needs)
+        needs = needed(self.policy, self.method, kl=asked or due)
+        self.micro_batches, self.references = replace(self.micro_batches, needs=needs), references.references(self.method, needs)
         self.non_finite.begin()
         measured = references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
