@@ -21,10 +21,10 @@ from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
-from mmalign.policies.language import gguf
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy
-from mmalign.policies.language.loading import load as load_language_model
+from mmalign.policies.language.models import gguf
+from mmalign.policies.language.models.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy

@@ -122,7 +122,7 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
 
     if case["of"] == "llama":
         policy: Any = transformers((model(case), bytes_tokenizer()), device="cpu", **settings(case))
-        from mmalign.policies.language.encoded_prompts import Prompt
+        from mmalign.policies.language.prompts.encoded_prompts import Prompt
 
         tokens, which = torch.randint(4, 200, (GROUP, COMPLETION)), torch.zeros(GROUP, dtype=torch.int64)
         lengths = torch.full((GROUP,), COMPLETION)

@@ -342,7 +342,7 @@ def test_a_loop_that_steps_twice_or_never_is_refused(monkeypatch, times, line):
 
 
 def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
-    from mmalign.policies.language import loading
+    from mmalign.policies.language.models import loading
     from mmalign.policies.pipelines import calling
 
     for load in (calling.load, loading.load):

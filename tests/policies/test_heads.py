@@ -9,8 +9,8 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import ACTIVATION, DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.heads import DEGREES, KINDS, HeadName, degrees
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.heads import DEGREES, KINDS, HeadName, degrees
 from mmalign.records import Pair
 from mmalign.types import UserError
 from tests.helpers import tiny_text

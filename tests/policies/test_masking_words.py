@@ -9,7 +9,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import ENTROPY, OLD, kls, refs
-from mmalign.policies.language.likely import likely, packed, unpacked
+from mmalign.policies.language.models.likely_words import likely, packed, unpacked
 from mmalign.samplers.masking import Masking
 from mmalign.types import Behavior, UserError
 from tests.helpers.tiny_text import model, tokenizer
