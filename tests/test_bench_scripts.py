@@ -41,6 +41,19 @@ def test_flow_grpos_order_of_work_is_the_same_update(script: Callable[[str], Any
         assert (calls.with_gradient, calls.without) == (0, 2 * 4 * 3)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_guidance_through_one_branch_is_the_same_update(script: Callable[[str], Any], *, lora: bool) -> None:
+    generators = script("generators")
+    sides = generators.FlowGrpo("tiny", prompts=2, group=2, steps=3, lora=lora, beta=0.0)
+    both = sides.gradient(lambda: sides.update(step=False))
+    ours, theirs = (sides.gradient(sides.conditional(lambda run=run: run(step=False))) for run in (sides.update, sides.theirs_update))
+    generators.refuse_unequal("one branch", ours, theirs)
+    with pytest.raises(SystemExit, match="not the same update"):
+        generators.refuse_unequal("one branch", ours, both)
+    calls = generators.calls_of(sides.module, sides.conditional(sides.update))  # two of three steps; no reference
+    assert (calls.with_gradient, calls.without) == (4 * 2, 4 * 2)
+
+
 def test_diffusers_dpo_is_the_same_update(script: Callable[[str], Any]) -> None:
     generators = script("generators")
     sides = generators.DiffusersDpo((32, 64), pairs=2)

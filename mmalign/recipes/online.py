@@ -120,7 +120,8 @@ def online(  # one argument for each thing that a run is made of
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
-    of its own samples (``training.own_samples``), or, of denoising steps, that of the step before.
+    of its own samples (``training.own_samples``), or, of denoising steps, that of the step before. Of denoising steps it is measured in
+    every step where the method asks the reference, and otherwise in those that an evaluation follows: a reference is half an update.
     ``broken`` counts the prompts that are put aside, where there are any; ``mix/loss`` is that of records mixed in, before its weight.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
@@ -248,7 +249,8 @@ def _checked(learner: Learner, batches: Sequence[Scored], micro_steps: int | Non
     def check(micro_rows: int) -> Preflight | None:
         if first is None:
             return None
-        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps)
+        needs = learner.micro_batches.needs
+        return preflight(learner.policy, learner.method, first, micro_rows=micro_rows, micro_steps=micro_steps, needs=needs)
 
     whole = [whole_units(learner.method.unit, experience) for _, experience in batches]
     first = next((own for own in whole if not own.silent), None)

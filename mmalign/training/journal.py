@@ -97,6 +97,7 @@ class Journal:
         self.states = {name: held for name, held in (states or {}).items() if held is not None}
         self.over, self.doing = "", "step 1"
         self.profile = learner.profile = Profile(settings.profile)
+        learner.kl_every = plan.every
         self.snapshot: Snapshot | None = None
         _refuse_stop(stop, [*plan.rewards, *plan.judges, *([NAME] if plan.held_out is not None else [])])
 

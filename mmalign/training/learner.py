@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Learner:
         self.kept = KeptReferences(policy, references.fixed(self.references, self.moves), team)
         self.beside: list[Callable[[int], dict[str, float]]] = []
         self.replayed: Kept | None = None
-        self.updates = 0
+        self.updates, self.kl_every = 0, 1
         self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
@@ -82,8 +83,13 @@ class Learner:
     def begin(self, step: int) -> dict[str, float]:
         """Before a step's rows are made: renews the sets of parameters that are due, as the method and ``references`` say.
 
-        Returns what the log should hold of it, see ``references.move``.
+        A reference that the log alone asks for is asked in every ``kl_every``-th step and in the last: with guidance it takes two passes of
+        a denoiser, where an update through LoRA takes four. Returns what the log should hold of the renewal, see ``references.move``.
         """
+        asked = "ref" in references.references(self.method, self.method.needs)
+        due = (step + 1) % self.kl_every == 0 or step + 1 == self.steps
+        needs = needed(self.policy, self.method, kl=asked or due)
+        self.micro_batches, self.references = replace(self.micro_batches, needs=needs), references.references(self.method, needs)
         self.non_finite.begin()
         measured = references.move(self.policy, self.moves, step)
         for move in references.due(self.moves, step):
@@ -268,13 +274,8 @@ class Learner:
         kept = {f"optimizer.{name}": tensors for name, (tensors, _) in self.moments.items()}
         kept |= {f"optimizer.{name}": one.tensors()["optimizer"] for name, one in self.companions.items()}
         kept |= {f"classifier.{name}": dict(module.state_dict()) for name, module in self._classifiers().items()}
-        return {
-            **self.policy.sets.tables(),
-            "optimizer": flat,
-            **kept,
-            **self.kept.tensors(),
-            **({} if self.replayed is None else self.replayed.tensors()),
-        }
+        kept |= {} if self.replayed is None else self.replayed.tensors()
+        return {**self.policy.sets.tables(), "optimizer": flat, **kept, **self.kept.tensors()}
 
     def read(self, name: str, stored: checkpoint.Stored) -> Tensor:
         """What this process needs of a tensor of a checkpoint: its rows of one that belongs to a parameter in shards."""

@@ -16,7 +16,7 @@ from mmalign.distributed.shards import leaves
 from mmalign.training.experience import Experience
 from mmalign.training.method_state import unchanged
 from mmalign.training.units import live_columns, micro_sizes, needed, steps_at_once
-from mmalign.types import Method, Policy, Steps, UserError
+from mmalign.types import Method, Need, Policy, Steps, UserError
 
 CAUSES = (
     "the usual causes: dropout or another module in training mode, latents stored in another type than they were scored in, guidance on "
@@ -58,6 +58,7 @@ def preflight(
     micro_rows: int,
     micro_steps: int | None = None,
     tolerance: float | None = None,
+    needs: frozenset[Need] | None = None,
 ) -> Preflight:
     """Scores a few rows of a fresh rollout again and takes one policy gradient, which is thrown away.
 
@@ -68,7 +69,7 @@ def preflight(
     it is 0 although some row has a signal, some trained parameter has to reach the log-probabilities (rewards that are all 0 have no
     gradient beside a critic). Trained parameters that the loss of these rows does not depend on, a part of the model that only some rows
     use or a layer that is cut off, are counted in a warning.
-    micro_rows, micro_steps: as of ``Learner.update``.
+    micro_rows, micro_steps: as of ``Learner.update``. needs: what the steps hold, ``units.needed`` by default.
 
     Errors: UserError that names the likely cause; nothing has been written to the parameters then.
     """
@@ -77,7 +78,8 @@ def preflight(
     informative = [part for part in parts if not replace(experience, rows=part).silent]
     rows = (informative or parts)[0]
     micro_steps = steps_at_once(policy, method, micro_steps)
-    (columns, *later), needs = live_columns(rollout, rows).split(micro_steps or rollout.mask.shape[1]), needed(policy, method)
+    columns, *later = live_columns(rollout, rows).split(micro_steps or rollout.mask.shape[1])
+    needs = needed(policy, method) if needs is None else needs
     steps = policy.steps(rollout, rows, columns, needs=needs)
     difference = kl = float("nan")
     if steps.old is not None and steps.kind != "bound":

@@ -16,10 +16,10 @@ from mmalign.training.settings import Devices
 from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
 
 
-def needed(policy: Policy, method: Method) -> frozenset[Need]:
-    """What a method's steps must hold: what it asks for, ``old``, and the exact KL for the log where it costs nothing."""
-    free = {OLD, Need("kls")} if policy.kind == "transition" else {OLD}  # of tokens, it sums over the vocabulary
-    return method.needs | {need for need in free if need.kind in policy.gives}
+def needed(policy: Policy, method: Method, *, kl: bool = True) -> frozenset[Need]:
+    """What a method's steps hold: what it asks for, ``old``, and, where ``kl``, the exact KL of denoising steps to ``ref`` for the log."""
+    more = {OLD, Need("kls")} if kl and policy.kind == "transition" else {OLD}  # of tokens, it sums over the vocabulary
+    return method.needs | {need for need in more if need.kind in policy.gives}
 
 
 def in_units(method: Method, feedback: Feedback, inside: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ backward pass; the optimiser steps after all of them. The last step is not train
 noised alike, and seen by the trained and by the reference U-Net in each step.
 
 The gradient of guidance through the conditional branch alone (``guidance_gradient: conditional``) stands beside that through both, in one
-process and from one rollout: by counting, 6 passes of the denoiser for an image and a step (2 forward, 4 back) become 4 where all of it
-is trained. Here frozen weights need no gradient of their own, so that a pass back is about one forward: with the reference's 2, 6 become
-5. Before it is timed, its gradient has to equal that of flow_grpo's order of work with the unconditional
-half detached, as DGPO's code has it.
+process and from one rollout. What that can save is counted in passes of the denoiser for an image and a step, where a pass back costs two
+forward, or about one with LoRA, whose frozen weights need no gradient of their own: with LoRA and a reference 6 become 5 (1.2 times), with
+LoRA alone 4 become 3 (1.33), and where all weights are trained 6 become 4 (1.5). All three are timed. Before each, its gradient has to
+equal that of flow_grpo's order of work with the unconditional half detached, as DGPO's code has it.
 """
 
 from __future__ import annotations
@@ -99,19 +99,25 @@ def refuse_unequal(what: str, ours: tuple[float, Tensor], theirs: tuple[float, T
 
 
 class FlowGrpo(Sides):
-    """flow_grpo's order of work, and ours, over one StableDiffusion3Pipeline."""
+    """flow_grpo's order of work, and ours, over one StableDiffusion3Pipeline.
 
-    def __init__(self, size: str, prompts: int, group: int, steps: int):
-        self.pipe, shape = sd3(SIZES[size]), SIZES[size]
+    lora: adapters are trained, and otherwise all weights. beta: of the KL to the reference; 0 asks none, on either side.
+    """
+
+    def __init__(self, size: str, prompts: int, group: int, steps: int, *, lora: bool = True, beta: float = BETA):
+        self.pipe, shape, self.beta = sd3(SIZES[size]), SIZES[size], beta
         self.prompts, self.group, self.steps = [f"a photo of {number} red foxes" for number in range(prompts)], group, steps
         self.edge, self.rows = shape.side * self.pipe.vae_scale_factor, prompts * group
         self.detached = False
         policy = mm.policies.diffusers(
-            self.pipe, lora=mm.Lora(rank=32, alpha=64), call={"height": self.edge, "width": self.edge, "max_sequence_length": 16},
+            self.pipe, lora=mm.Lora(rank=32, alpha=64) if lora else None,
+            call={"height": self.edge, "width": self.edge, "max_sequence_length": 16},
             schedule=mm.Schedule(steps=steps, guidance=GUIDANCE, kernel=mm.kernels.flow_sde(noise_level=NOISE)), device="cpu",
         )  # fmt: skip
         shaken_adapters(self.pipe.transformer)
-        super().__init__(policy, mm.methods.flow_grpo(clip=CLIP, beta=BETA, kl="flow_grpo"), self.pipe.transformer)
+        super().__init__(policy, mm.methods.flow_grpo(clip=CLIP, beta=beta, kl="flow_grpo"), self.pipe.transformer)
+        self.learner.kl_every = self.learner.steps  # a step that no evaluation follows asks no reference for the log
+        self.learner.begin(0)
         self.rewards = torch.randn(self.rows, generator=torch.Generator().manual_seed(1)).double()
         self.ours_rollout = self.sampled()
         self.sample = self.theirs_sample()
@@ -219,12 +225,14 @@ class FlowGrpo(Sides):
             x, x_next = sample["latents"][:, number], sample["next"][:, number]
             time = self.pipe.scheduler.timesteps[number].expand(self.rows)
             mean, std, dt = self.sde(self.guided(x, time, both), x, number)
-            with torch.no_grad(), switched(self.pipe.transformer, on=False):
-                mean_ref, _, _ = self.sde(self.guided(x, time, both), x, number)
             ratio = (gaussian(x_next, mean, std * (-dt).sqrt()) - sample["old"][:, number]).exp()
             policy = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
-            penalty = ((mean - mean_ref) ** 2).mean(dim=(1, 2, 3)) / (2 * std**2)
-            loss = (policy + BETA * penalty.mean()) / trained
+            loss = policy / trained
+            if self.beta:
+                with torch.no_grad(), switched(self.pipe.transformer, on=False):
+                    mean_ref, _, _ = self.sde(self.guided(x, time, both), x, number)
+                penalty = ((mean - mean_ref) ** 2).mean(dim=(1, 2, 3)) / (2 * std**2)
+                loss = loss + self.beta * penalty.mean() / trained
             loss.backward()
             total += float(loss.detach())
         if step:
@@ -353,8 +361,18 @@ def show(title: str, sides: Sides, parts: Mapping[str, tuple[Run, Run]], cells: 
         table.row(part, *seconds[:2], spread(wall), *seconds[2:], spread(cpu), *memory, *rows)
 
 
+def show_conditional(what: str, grpo: FlowGrpo, rounds: int) -> None:
+    """The gradient of guidance through the conditional branch alone, beside both sides with both branches."""
+    ours, theirs = (grpo.gradient(grpo.conditional(partial(run, step=False))) for run in (grpo.update, grpo.theirs_update))
+    detached = refuse_unequal("the conditional branch alone", ours, theirs)
+    conditional = grpo.conditional(grpo.update)
+    title = f"the gradient of guidance through the conditional branch alone: {what}; apart from DGPO's: {detached}"
+    parts = {"update, theirs with both": (grpo.theirs_update, conditional), "update, mmalign with both": (grpo.update, conditional)}
+    show(title, grpo, parts, dict.fromkeys(parts, int(grpo.ours_rollout.mask.sum())), rounds)
+
+
 def main(args: argparse.Namespace) -> None:
-    """Both comparisons."""
+    """All comparisons."""
     from diffusers.utils import logging
 
     torch.set_num_threads(args.threads)
@@ -364,17 +382,14 @@ def main(args: argparse.Namespace) -> None:
     apart = refuse_unequal(
         "flow_grpo", grpo.gradient(lambda: grpo.update(step=False)), grpo.gradient(lambda: grpo.theirs_update(step=False))
     )
-    ours, theirs = (grpo.gradient(grpo.conditional(partial(run, step=False))) for run in (grpo.update, grpo.theirs_update))
-    detached = refuse_unequal("the conditional branch alone", ours, theirs)
     count = parameters(grpo.pipe.transformer) / 1e6
     title = f"flow_grpo's order of work: SD3 of {count:.1f} M, {grpo.rows} images, {args.steps} steps, guidance; apart: {apart}"
     parts: dict[str, tuple[Run, Run]] = {"rollout": (grpo.theirs_rollout, grpo.sampled), "update": (grpo.theirs_update, grpo.update)}
     trained = int(grpo.ours_rollout.mask.sum())
     show(title, grpo, parts, {"rollout": grpo.rows * args.steps, "update": trained}, args.rounds)
-    conditional = grpo.conditional(grpo.update)
-    title = f"the gradient of guidance through the conditional branch alone; apart from DGPO's: {detached}"
-    parts = {"update, theirs with both": (grpo.theirs_update, conditional), "update, mmalign with both": (grpo.update, conditional)}
-    show(title, grpo, parts, dict.fromkeys(parts, trained), args.rounds)
+    show_conditional("LoRA and a reference, 6 passes become 5", grpo, args.rounds)
+    for what, lora in {"LoRA and no reference, 4 passes become 3": True, "all weights and no reference, 6 passes become 4": False}.items():
+        show_conditional(what, FlowGrpo(args.size, args.prompts, args.group, args.steps, lora=lora, beta=0.0), args.rounds)
     dpo = DiffusersDpo((32, 64), args.pairs)  # a wider one rounds more of what two like errors differ by: 1.7e-5, in float32
     apart = refuse_unequal(
         "diffusers' DPO", dpo.gradient(lambda: dpo.update(step=False)), dpo.gradient(lambda: dpo.theirs_update(step=False))

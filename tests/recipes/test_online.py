@@ -73,6 +73,22 @@ def test_it_finds_the_optimum_of_reward_minus_beta_nats_of_a_trajectory(tmp_path
     assert run.summary["kl"] == pytest.approx(cost, rel=0.15) and run.summary["linear_after"] > run.summary["linear_before"] + 0.8
 
 
+@pytest.mark.parametrize(("beta", "steps"), [(0.1, [1, 2, 3, 4, 5]), (0.0, [2, 4, 5])])
+def test_a_reference_that_the_log_alone_asks_for_is_asked_where_an_evaluation_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beta: float, steps: list[int]
+) -> None:
+    asked = list[list[str]]()
+    trained = policy()
+    remember = trained.remember
+    monkeypatch.setattr(trained, "remember", lambda rollout, names, most: asked.append([*names]) or remember(rollout, names, most))
+    run = online(tmp_path, policy=trained, method=method(beta=beta), steps=5, evaluation={"every": 2})
+    assert [number for number, names in enumerate(asked, 1) if names == ["ref"]] == steps and len(asked) == 5
+    training, evaluations = ([row for row in rows(tmp_path / "run") if row["phase"] == phase] for phase in ("train", "eval"))
+    assert [row["step"] for row in training if "kl" in row] == steps
+    assert [row["step"] for row in evaluations if not math.isnan(row["kl"])] == [0, 2, 4, 5]
+    assert run.summary["kl"] == training[-1]["kl"]
+
+
 # ---- resume
 
 
