@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmalign.distributed.shards import is_cut, of_rows, own_rows, sharded
 from mmalign.distributed.team import ALONE, Team
-from mmalign.needs import MASK, OLD, REWARDS, called, refs
+from mmalign.needs import MASK, OLD, REWARDS, called, needed, refs
 from mmalign.runs import checkpoint
 from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
@@ -25,7 +25,7 @@ from mmalign.training.micro_batches import MicroBatch, MicroBatches
 from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import needed, spread, steps_at_once
+from mmalign.training.units import spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout
 
 ROUNDING = 1e-9

@@ -13,13 +13,7 @@ from mmalign.distributed.team import Team
 from mmalign.needs import OLD, lacking
 from mmalign.training.experience import Experience
 from mmalign.training.settings import Devices
-from mmalign.types import Feedback, Method, Need, Policy, Rollout, Unit, UserError
-
-
-def needed(policy: Policy, method: Method, *, kl: bool = True) -> frozenset[Need]:
-    """What a method's steps hold: what it asks for, ``old``, and, where ``kl``, the exact KL of denoising steps to ``ref`` for the log."""
-    more = {OLD, Need("kls")} if kl and policy.kind == "transition" else {OLD}  # of tokens, it sums over the vocabulary
-    return method.needs | {need for need in more if need.kind in policy.gives}
+from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
 
 
 def in_units(method: Method, feedback: Feedback, inside: Tensor) -> Tensor:
