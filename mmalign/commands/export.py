@@ -31,7 +31,7 @@ from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint, kept_policy, pixels
 from mmalign.runs.metrics import read_benchmarks
 from mmalign.runs.trained import Trained, trained
-from mmalign.training import dead_steps
+from mmalign.training.rollouts import dead_steps
 from mmalign.types import UserError, contents
 
 WORDS = {

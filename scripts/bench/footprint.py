@@ -116,9 +116,9 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
     from mmalign.policies.diffusers import diffusers
     from mmalign.policies.transformers import transformers
     from mmalign.policies.twins.texts import bytes_tokenizer
-    from mmalign.training.experience import Experience
-    from mmalign.training.learner import Learner
     from mmalign.training.optimizers import adamw
+    from mmalign.training.updates.experience import Experience
+    from mmalign.training.updates.learner import Learner
 
     if case["of"] == "llama":
         policy: Any = transformers((model(case), bytes_tokenizer()), device="cpu", **settings(case))

@@ -151,7 +151,7 @@ def test_unknown_heads_are_refused():
 
 
 def test_rewards_of_words_arrive_at_the_tokens_that_end_them():
-    from mmalign.training.feedback import feedback_on
+    from mmalign.training.rollouts.feedback import feedback_on
 
     policy = make(["value"], max_completion=30)
     rollout = policy.sample(["abc"], 8, torch.Generator().manual_seed(3))

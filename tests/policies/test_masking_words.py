@@ -191,7 +191,7 @@ def test_who_cannot_mask_says_so(tmp_path) -> None:
     policy.engine = object()
     with pytest.raises(UserError, match=r"policy\.engine: the method masks words, which a server cannot; takes no engine"):
         policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0), masking=HALF)
-    from mmalign.training.units import refuse_mismatch
+    from mmalign.training.updates.units import refuse_mismatch
 
     policy.gives = frozenset({"old", "value", "refs"})
     with pytest.raises(UserError, match="method: needs masking; this policy gives old, refs, value"):

@@ -15,17 +15,18 @@ from mmalign.needs import MASK, OLD, REWARDS, called, needed, refs
 from mmalign.runs import checkpoint
 from mmalign.runs.profile import Profile
 from mmalign.stacking import joined, stacked
-from mmalign.training import allocator, method_state, not_finite, references
-from mmalign.training.climbing import climbed
-from mmalign.training.experience import Experience
+from mmalign.training import references
 from mmalign.training.kept_references import KeptReferences
-from mmalign.training.kept_rows import Kept
-from mmalign.training.measured import Measured, pooled
-from mmalign.training.micro_batches import MicroBatch, MicroBatches
-from mmalign.training.optimizer import clipped, flatten_optimizer, parted, restore_optimizer
+from mmalign.training.optimizer_state import clipped, flatten_optimizer, parted, restore_optimizer
 from mmalign.training.optimizers import Optimizer
 from mmalign.training.settings import Devices, Reference
-from mmalign.training.units import spread, steps_at_once
+from mmalign.training.updates import allocator, method_state, not_finite
+from mmalign.training.updates.climbing import climbed
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.kept_rows import Kept
+from mmalign.training.updates.measured import Measured, pooled
+from mmalign.training.updates.micro_batches import MicroBatch, MicroBatches
+from mmalign.training.updates.units import spread, steps_at_once
 from mmalign.types import Method, Need, Policy, Rollout
 
 ROUNDING = 1e-9
@@ -41,7 +42,7 @@ class Learner:
 
     steps: of the whole run, over which the learning rate decays. team: the processes of the run, each of which has a learner; they start
     from the main one's parameters, and stay alike, since the gradient of an update is the sum of what all of them found. non_finite: what
-    becomes of an update whose numbers are not finite (``training.not_finite``). stale: rollouts are sampled one step early; the parameters
+    becomes of an update whose numbers are not finite (``not_finite``). stale: rollouts are sampled one step early; the parameters
     that a step began with are then kept as the set ``behind``, so that a resumed run can sample the rollout that is on its way again.
     beside: each adds gradients of something else to an update's (``recipes._beside``): micro_rows -> what was measured. replayed: rows that
     belong into checkpoints.
@@ -72,7 +73,7 @@ class Learner:
         self.beside: list[Callable[[int], dict[str, float]]] = []
         self.replayed: Kept | None = None
         self.updates, self.kl_every = 0, 1
-        self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``training.companions``
+        self.companions: dict[str, Learner] = {}  # of sets that are trained beside the policy, see ``rollouts.companions``
         self.moments = {move.name: self._optimizer() for move in self.moves if move.moments and move.name != "current"}
         if optimizer.ema is not None:
             policy.sets.follow("ema", decay=0.0)

@@ -16,8 +16,8 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import REWARDS
 from mmalign.records import Choosy
-from mmalign.training import dense
-from mmalign.training.dense import Parts
+from mmalign.training.rollouts import dense
+from mmalign.training.rollouts.dense import Parts
 from mmalign.training.settings import Batch, Devices
 from mmalign.types import Feedback, Need, Rollout, UserError, columns_of
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mmalign.distributed.team import PeerError, PeerShort
-from mmalign.training import method_state
-from mmalign.training.learner import Learner
-from mmalign.training.recovery import out_of_memory
+from mmalign.training.updates import method_state
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.recovery import out_of_memory
 
 Result = TypeVar("Result")
 

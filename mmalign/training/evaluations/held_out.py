@@ -17,10 +17,10 @@ from torch import Tensor
 from mmalign.conversations import told_apart_by
 from mmalign.distributed import tables as of_all
 from mmalign.records import Digested, Pair, Record, Records, Undecoded, Unread, once, outputs_of
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
-from mmalign.training.reliability import reliability
-from mmalign.training.units import in_units
+from mmalign.training.evaluations.reliability import reliability
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.units import in_units
 from mmalign.types import Feedback, Rollout, UserError
 from mmalign.types import contents as asked
 
@@ -42,7 +42,7 @@ class HeldOut:
 
     def __call__(self) -> dict[str, float]:
         """The numbers, the same in all processes. ``accuracy_se``: standard error of an accuracy of so many pairs.
-        Where two rows are compared, also how far probabilities may be believed (``training.reliability``).
+        Where two rows are compared, also how far probabilities may be believed (``reliability``).
 
         Rows that say nothing are left out, and all numbers are NaN where all do. What is drawn for a row is the same each time.
         """

@@ -14,12 +14,12 @@ from mmalign.abilities import Featured
 from mmalign.distributed.tables import Whole
 from mmalign.needs import REALISM, lacking
 from mmalign.samplers.score_differences import Companion
-from mmalign.training.experience import Experience
-from mmalign.training.given import Given
-from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
+from mmalign.training.rollouts.given import Given
 from mmalign.training.seeds import stream
-from mmalign.training.units import in_units
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.units import in_units
 from mmalign.types import Feedback, Rollout, UserError
 
 Fit = Callable[..., Any]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmalign.needs import MASK
 from mmalign.samplers.assignment import assignment, drawn_by
-from mmalign.training.method_state import unchanged
 from mmalign.training.settings import Batch
-from mmalign.training.units import in_units
+from mmalign.training.updates.method_state import unchanged
+from mmalign.training.updates.units import in_units
 from mmalign.types import Feedback, Method, Oracle, UserError
 
 NO_ROW = "no row is worth an update"

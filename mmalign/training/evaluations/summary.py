@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmalign.runs import pixels, reliability, tokens
-from mmalign.training import dead_steps, not_finite
-from mmalign.training.evaluation import EvaluationPlan
+from mmalign.training.evaluations.evaluation import EvaluationPlan
+from mmalign.training.rollouts import dead_steps
+from mmalign.training.updates import not_finite
 
 OF_KL = ("kl", "kl_se", "kl_missing")  # of evaluations: on their page and in their log, and in the summary once
 APART = (pixels.PREFIX, reliability.PREFIX, tokens.PREFIX)  # on the page and in the log alone

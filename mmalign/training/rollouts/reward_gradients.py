@@ -12,15 +12,15 @@ from torch import Tensor
 from mmalign.arguments.facts import Stepping
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.tables import Whole
-from mmalign.training.companions import Companions, own_seeds
-from mmalign.training.feedback import Functions, answer_of, scored_by
-from mmalign.training.given import Given
-from mmalign.training.latents import shown
-from mmalign.training.learner import Learner
 from mmalign.training.optimizers import Optimizer
-from mmalign.training.same_records import SameRecords
+from mmalign.training.rollouts.companions import Companions, own_seeds
+from mmalign.training.rollouts.feedback import Functions, answer_of, scored_by
+from mmalign.training.rollouts.given import Given
+from mmalign.training.rollouts.latents import shown
+from mmalign.training.rollouts.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback, Method, Policy, Rollout, UserError
 
 Combine = Callable[..., Any]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from mmalign.records import Records, RefusedRow, Unread, looked_at, outputs_of, prompts_of
-from mmalign.training.background import Background
+from mmalign.training.rollouts.background import Background
 from mmalign.types import UserError
 
 

@@ -12,13 +12,13 @@ import torch
 from mmalign.distributed.team import Team
 from mmalign.needs import refs
 from mmalign.records import Drawn, Pair, Unfinished
-from mmalign.training.feedback import ask, combined
+from mmalign.training.rollouts.feedback import ask, combined
 from mmalign.training.seeds import stream
 from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
 
 class OwnRows:
-    """The ``records.Author`` of a run. seed: of the run. began: whether its sets of parameters are there; before, all are the current."""
+    """The ``Author`` of a run. seed: of the run. began: whether its sets of parameters are there; before, all are the current."""
 
     def __init__(self, policy: Encoder, method: Method, *, seed: int, rows_at_once: int):
         self.policy, self.method, self.seed, self.rows_at_once, self.began = policy, method, seed, rows_at_once, False
@@ -40,7 +40,7 @@ class OwnRows:
 
     @torch.no_grad()
     def draw(self, prompts: list[Any], names: list[str], *, by: str | None, call: Mapping[str, Any]) -> list[Any]:
-        """See ``records.Author``."""
+        """See ``Author``."""
         seeds = [int(torch.randint(2**31, (), generator=stream(self.seed, "own", name))) for name in names]
         if not prompts:
             return []
@@ -51,7 +51,7 @@ class OwnRows:
     def gains(
         self, prompts: list[Any], outputs: list[Any], group: list[int], *, by: str | None, looks: int, names: list[str]
     ) -> list[float]:
-        """See ``records.Author``: of a bound the mean over its draws, of tokens their sum."""
+        """See ``Author``: of a bound the mean over its draws, of tokens their sum."""
         if not outputs or not self.began:
             return [0.0] * len(outputs)
         total = torch.zeros(len(outputs), dtype=torch.float64)
@@ -76,7 +76,7 @@ class OwnRows:
         self, rewards: Mapping[str, Callable[..., Any]], combine: Callable[..., Any] | None, prompts: list[Any], outputs: list[Any],
         group: list[int], columns: Mapping[str, list[Any]],
     ) -> list[float]:  # fmt: skip
-        """See ``records.Author``."""
+        """See ``Author``."""
         images = torch.stack(outputs) if isinstance(outputs[0], torch.Tensor) else outputs
         return combined(ask(rewards, images, prompts, dict(columns), drop=True), torch.tensor(group), prompts, combine).tolist()
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.training.experience import Experience
-from mmalign.training.units import unit_sizes
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.units import unit_sizes
 from mmalign.types import Steps, Unit, UserError
 
 Then = Literal["raise", "skip", "drop"]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mmalign.arguments.facts import Following
 from mmalign.needs import REWARDS
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
-from mmalign.training.method_state import unchanged
-from mmalign.training.micro_batches import MicroBatch
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.method_state import unchanged
+from mmalign.training.updates.micro_batches import MicroBatch
 from mmalign.types import Feedback, UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmalign.arguments.facts import of_latents
-from mmalign.training.feedback import Functions
+from mmalign.training.rollouts.feedback import Functions
 from mmalign.types import Oracle, Policy, Rollout, UserError
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from mmalign.training import method_state, references
-from mmalign.training.learner import Learner
+from mmalign.training import references
+from mmalign.training.updates import method_state
+from mmalign.training.updates.learner import Learner
 
 
 @dataclass

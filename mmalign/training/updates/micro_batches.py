@@ -12,8 +12,8 @@ from torch import Tensor
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import Team
 from mmalign.stacking import joined, stacked
-from mmalign.training.experience import Experience
-from mmalign.training.units import inside_processes, live_columns, micro_sizes
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.units import inside_processes, live_columns, micro_sizes
 from mmalign.types import Method, Need, Policy, Steps
 
 

@@ -15,13 +15,13 @@ from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
 from mmalign.runs import tokens
 from mmalign.runs.pixels import PREFIX, SAMPLES
-from mmalign.training.background import Background
-from mmalign.training.feedback import Scores, ask, measure, refuse_columns
-from mmalign.training.image_dependence import image_dependence
-from mmalign.training.latents import generated
-from mmalign.training.own_samples import Credits, own_kl, own_samples
-from mmalign.training.pixels import pixel_statistics
-from mmalign.training.rollouts import parts_of
+from mmalign.training.evaluations.image_dependence import image_dependence
+from mmalign.training.evaluations.own_samples import Credits, own_kl, own_samples
+from mmalign.training.evaluations.pixels import pixel_statistics
+from mmalign.training.rollouts.background import Background
+from mmalign.training.rollouts.feedback import Scores, ask, measure, refuse_columns
+from mmalign.training.rollouts.latents import generated
+from mmalign.training.rollouts.rollouts import parts_of
 from mmalign.training.settings import Evaluation
 from mmalign.types import Policy, Rollout, UserError, columns_of, contents
 
@@ -42,11 +42,11 @@ class EvaluationPlan:
     mark: of answers in words, ``(outputs, prompts) -> [{"mentions": [(start, end, object, whether it is there)], "objects": [...]}]``,
     what each of them says that is there and that is not, to be shown; see ``runs.answers``.
     reference: the set of parameters to which the KL of what answered is measured on its samples, as ``kl`` in nats, and what else
-    ``training.own_samples`` measures, where the policy is ``abilities.Traced``. None: it is not. references: further ones, for ``kl/NAME``.
-    blind: score the answers without their images too, for ``image_dependence``; see ``training.image_dependence``. Two more passes
+    ``own_samples`` measures, where the policy is ``abilities.Traced``. None: it is not. references: further ones, for ``kl/NAME``.
+    blind: score the answers without their images too, for ``image_dependence``; see ``image_dependence``. Two more passes
     over them.
     overlap: parts in which the prompts are asked; what one part is worth is found while the next one is sampled.
-    held_out: measures the parameters that are in place on records that nothing is trained on, see ``training.held_out``; with it there may
+    held_out: measures the parameters that are in place on records that nothing is trained on, see ``held_out``; with it there may
     be no prompts, and nothing is sampled then.
 
     Errors: UserError for no prompts, and for a judge that has a reward's name.
@@ -104,7 +104,7 @@ class Answers(NamedTuple):
 
 
 class Results(NamedTuple):
-    """``metrics``: means by name, with ``NAME_se``, of images and videos ``pixels/NAME`` among them (``training.pixels``). ``grid``:
+    """``metrics``: means by name, with ``NAME_se``, of images and videos ``pixels/NAME`` among them (``pixels``). ``grid``:
     ``[prompts, columns, C, H, W]`` in 0..1 (F, C, H, W: videos), else None.
 
     ``answers``: the first ``columns`` of each prompt where outputs are words, else None. ``scores``: name -> ``[prompts, columns]``, what

@@ -11,12 +11,12 @@ import torch
 
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import DRIFT
-from mmalign.training.background import Background
-from mmalign.training.feedback import Scores, beside
-from mmalign.training.learner import BEHIND
-from mmalign.training.prompts import Prompts
+from mmalign.training.rollouts.background import Background
+from mmalign.training.rollouts.feedback import Scores, beside
+from mmalign.training.rollouts.prompts import Prompts
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Batch
+from mmalign.training.updates.learner import BEHIND
 from mmalign.types import Method, Policy, Rollout, contents
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mmalign.distributed.team import ALONE, Team
-from mmalign.training.recovery import out_of_memory
 from mmalign.training.seeds import stream
+from mmalign.training.updates.recovery import out_of_memory
 from mmalign.types import Policy, Prompt, Rollout, UserError, contents
 
 REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)

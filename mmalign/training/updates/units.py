@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmalign.distributed.team import Team
 from mmalign.needs import OLD, lacking
-from mmalign.training.experience import Experience
 from mmalign.training.settings import Devices
+from mmalign.training.updates.experience import Experience
 from mmalign.types import Feedback, Method, Policy, Rollout, Unit, UserError
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from mmalign.arguments.facts import Tolerant
 from mmalign.distributed.shards import leaves
 from mmalign.needs import needed
-from mmalign.training.experience import Experience
-from mmalign.training.method_state import unchanged
-from mmalign.training.units import live_columns, micro_sizes, steps_at_once
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.method_state import unchanged
+from mmalign.training.updates.units import live_columns, micro_sizes, steps_at_once
 from mmalign.types import Method, Need, Policy, Steps, UserError
 
 CAUSES = (

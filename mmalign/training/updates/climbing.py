@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from mmalign.training.experience import Experience
-from mmalign.training.micro_batches import MicroBatches
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.micro_batches import MicroBatches
 from mmalign.types import Method, Policy
 
 
