@@ -35,7 +35,7 @@ ROOMS = (
 FILES = {
     **{name: f"mmalign.samplers.{name}" for name in ("kernels", "windows", "branches")},
     "heads": "mmalign.policies.scorers.heads",
-    "segments": "mmalign.policies.language.segments",
+    "segments": "mmalign.policies.language.prompts.segments",
 }
 """Single files, and a folder, that have a name of their own: ``mm.kernels.flow_sde``."""
 

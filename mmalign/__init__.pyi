@@ -51,7 +51,7 @@ from mmalign.guidance.guide import guide as guide
 from mmalign.lookup.dialects import like as like
 from mmalign.merges.settings import Part as Part
 from mmalign.merges.settings import Search as Search
-from mmalign.policies.language import segments as segments
+from mmalign.policies.language.prompts import segments as segments
 from mmalign.policies.scorers import heads as heads
 from mmalign.policies.settings import EngineSettings as EngineSettings
 from mmalign.policies.settings import Lora as Lora

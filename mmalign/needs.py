@@ -7,7 +7,7 @@ and ``REWARDS`` (of single steps) are what is read of a rollout alone.
 
 from __future__ import annotations
 
-from mmalign.types import Method, Need
+from mmalign.types import Method, Need, Policy
 
 OLD, MASK, REWARDS = Need("old"), Need("mask"), Need("rewards")
 STD, SLOPE, DT, NOISE = Need("std"), Need("slope"), Need("dt"), Need("noise")
@@ -103,6 +103,12 @@ def lacking(method: Method, gives: frozenset[str]) -> list[str]:
     needs = method.needs | method.survey_needs | (method.reads - {MASK, OLD, REWARDS})
     masking = ["masking"] if method.masking is not None and "masking" not in gives else []
     return [str(need) for need in sorted(needs) if need.kind not in gives] + masking
+
+
+def needed(policy: Policy, method: Method, *, kl: bool = True) -> frozenset[Need]:
+    """What a method's steps hold: what it asks for, ``old``, and, where ``kl``, the exact KL of denoising steps to ``ref`` for the log."""
+    more = {OLD, Need("kls")} if kl and policy.kind == "transition" else {OLD}  # of tokens, it sums over the vocabulary
+    return method.needs | {need for need in more if need.kind in policy.gives}
 
 
 def as_bound(policy: str) -> str:

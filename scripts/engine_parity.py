@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mmalign as mm
-from mmalign.policies.language.engine import Engine
+from mmalign.policies.language.drawing.engine import Engine
 from mmalign.policies.settings import EngineSettings
 from mmalign.types import UserError
 

@@ -28,7 +28,7 @@ from mmalign.files import write_text
 from mmalign.report.read import read
 from mmalign.runs.overoptimisation import overoptimised
 from mmalign.runs.pixels import LINE, PREFIX, curves, distance, shifts
-from mmalign.training.pixels import pixel_statistics
+from mmalign.training.evaluations.pixels import pixel_statistics
 
 PROMPTS, GROUP, STEPS, EVERY, SAMPLES = 10, 12, 18, 3, 20
 STATISTIC = {"dark": "brightness", "bright": "brightness", "rough": "edges"}

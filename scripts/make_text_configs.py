@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmalign.lookup.docstrings import explanation
 from mmalign.needs import OLD, kinds, refs
-from mmalign.policies.language.heads import HEADS
+from mmalign.policies.language.scoring.heads import HEADS
 from mmalign.rooms import find, index
 from mmalign.types import Method
 

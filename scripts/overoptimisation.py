@@ -27,7 +27,7 @@ import mmalign as mm
 from mmalign.evaluation.best_of import best_of_n, best_of_n_kl
 from mmalign.records import Pair
 from mmalign.report.read import read
-from mmalign.training.feedback import ask
+from mmalign.training.rollouts.feedback import ask
 
 FLIPPED, MEMBERS, RM_STEPS = 0.25, 4, 60
 PROMPTS, SAMPLES, COUNTS = 32, 128, (1, 2, 4, 8, 16, 32, 64, 100)  # some samples cannot be read

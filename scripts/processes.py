@@ -46,7 +46,7 @@ from mmalign.distributed.forked import fork, wait, words
 from mmalign.policies.settings import Lora
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.samplers import kernels
-from mmalign.training.evaluation import Results
+from mmalign.training.evaluations.evaluation import Results
 from mmalign.training.settings import Devices
 from mmalign.types import UserError
 from mmalign.worlds.digits.base import untrained

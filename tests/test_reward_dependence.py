@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmalign.needs import REWARDS
 from mmalign.objectives.feedback import comparisons
-from mmalign.training.units import in_units
+from mmalign.training.updates.units import in_units
 from mmalign.types import Feedback, Method
 from tests.oracles.tables import Table, table
 from tests.test_contract import METHODS, ORACLES

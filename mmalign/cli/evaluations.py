@@ -71,7 +71,7 @@ def _own(run: Path, samples: int | None, trust: bool) -> None:
     from mmalign.cli.printing import print_rows
     from mmalign.commands._reevaluation import reevaluated
     from mmalign.distributed.team import joined
-    from mmalign.training.summary import read_by_people
+    from mmalign.training.evaluations.summary import read_by_people
 
     results = reevaluated(run, samples=samples, trust=trust)
     if not joined().main:

@@ -220,8 +220,8 @@ def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     from mmalign.distributed.team import joined
     from mmalign.files import plain
     from mmalign.recipes._run import Run
-    from mmalign.training import allocator
     from mmalign.training.settings import Devices
+    from mmalign.training.updates import allocator
 
     team, devices, resume = joined(), node.get("devices") or {}, resume or node.get("resume") is True
     refuse_alone(devices.get("place"), team)

@@ -50,7 +50,7 @@ Transforms = Mapping[str, Transform | Sequence[Transform]]
 
 
 class ByGradient(Protocol):
-    """What a combination asks of the policy gradients ``g_k`` of its rewards, each by itself (``training.inner_products``)."""
+    """What a combination asks of the policy gradients ``g_k`` of its rewards, each by itself (``training.evaluations.inner_products``)."""
 
     @property
     def values(self) -> Mapping[str, float]:

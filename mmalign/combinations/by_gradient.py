@@ -1,8 +1,8 @@
 """Sums of rewards whose weights are learned from the rewards' policy gradients: which ones help, which ones only hinder.
 
 ``g_k`` is the policy gradient of reward k alone, ``<g_k, g_j>`` the inner product of two over all trained parameters, measured before the
-updates of a rollout (``training.inner_products``: one backward pass for each reward). Weights move after it, and count from the next
-rollout on; they are in every checkpoint.
+updates of a rollout (``training.evaluations.inner_products``: one backward pass for each reward). Weights move after it, and count from the
+next rollout on; they are in every checkpoint.
 """
 
 from __future__ import annotations

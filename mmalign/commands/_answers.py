@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmalign.policies.language.completions import Completions
+from mmalign.policies.language.scoring.completions import Completions
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import Policy, UserError
 

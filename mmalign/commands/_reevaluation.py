@@ -9,7 +9,7 @@ from mmalign.config import build_part
 from mmalign.distributed.jobs import stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.runs.trained import Trained, trained
-from mmalign.training.evaluation import EvaluationPlan, evaluate, evaluation_plan
+from mmalign.training.evaluations.evaluation import EvaluationPlan, evaluate, evaluation_plan
 from mmalign.training.journal import hashed
 from mmalign.training.settings import Evaluation
 from mmalign.types import UserError

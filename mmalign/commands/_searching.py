@@ -16,8 +16,8 @@ from mmalign.commands._answers import seeds_of
 from mmalign.files import plain, write_text
 from mmalign.merges.settings import Search
 from mmalign.runs.progress import Progress
-from mmalign.training.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, beside, combined, refuse_columns
 from mmalign.types import UserError, columns_of, contents
 
 FAR = 1e12  # worse than any reward: where a candidate loses what is to be kept

@@ -12,9 +12,9 @@ from mmalign.arguments.ranges import Count, Seed
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.files import write_text
-from mmalign.training.feedback import ask, beside, refuse_columns
 from mmalign.training.journal import hashed
-from mmalign.training.latents import latents_of, refuse_without_latents
+from mmalign.training.rollouts.feedback import ask, beside, refuse_columns
+from mmalign.training.rollouts.latents import latents_of, refuse_without_latents
 from mmalign.training.seeds import stream
 from mmalign.types import Policy, UserError, columns_of, contents
 

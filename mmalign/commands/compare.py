@@ -21,8 +21,8 @@ from mmalign.files import write_bytes
 from mmalign.guidance.guide import guide
 from mmalign.guidance.ledger import Ledger
 from mmalign.guidance.search import best_of
-from mmalign.training.feedback import refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import refuse_columns
 from mmalign.types import UserError, columns_of, contents
 
 Reward = Callable[..., Any]

@@ -21,17 +21,17 @@ from mmalign.policies.exports import scorers
 from mmalign.policies.exports.language import auto_class, save
 from mmalign.policies.exports.pipelines import export as write
 from mmalign.policies.forward import ForwardPolicy
-from mmalign.policies.language import gguf
 from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy
-from mmalign.policies.language.loading import load as load_language_model
+from mmalign.policies.language.models import gguf
+from mmalign.policies.language.models.loading import load as load_language_model
 from mmalign.policies.pipelines.calling import load
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint, kept_policy, pixels
 from mmalign.runs.metrics import read_benchmarks
 from mmalign.runs.trained import Trained, trained
-from mmalign.training import dead_steps
+from mmalign.training.rollouts import dead_steps
 from mmalign.types import UserError, contents
 
 WORDS = {

@@ -116,7 +116,7 @@ def _rows(config: Mapping[str, Any], method: Any) -> Rows:
         records = RecordBatch(**given)
         return Rows(2 * records.records, 2, records.micro_rows, None, names, numbers)
     batch = Batch(**given)
-    alone = (config.get("policy") or {}).get("use") == "diffusers" and method.unit == "cell"  # as ``training.units.steps_at_once``
+    alone = (config.get("policy") or {}).get("use") == "diffusers" and method.unit == "cell"  # as ``training.updates.units.steps_at_once``
     micro_steps = batch.micro_steps or (1 if alone else None)
     return Rows(batch.prompts * batch.group, batch.group, batch.micro_rows, micro_steps, names, numbers)
 

@@ -17,8 +17,8 @@ from mmalign.data._schemas.outputs import instructed
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined
 from mmalign.media import Broken, Limits, image, video
-from mmalign.training.feedback import ask, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, combined, refuse_columns
 from mmalign.types import UserError
 
 __all__ = ["keep_best"]

@@ -20,8 +20,8 @@ from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
 from mmalign.runs.pictures import write_mp4, write_png
-from mmalign.training.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.seeds import stream
 from mmalign.training.settings import at_least
 from mmalign.types import Policy, columns_of, contents

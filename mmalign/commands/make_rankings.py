@@ -15,8 +15,8 @@ from mmalign.commands._answers import seeds_of, texts_of_outputs
 from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
-from mmalign.training.feedback import ask, beside, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, beside, combined, refuse_columns
 from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["make_rankings"]

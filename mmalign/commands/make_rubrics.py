@@ -20,8 +20,8 @@ from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined
 from mmalign.files import write_text
 from mmalign.records import Pair, Record, Records
-from mmalign.training.feedback import ask, combined
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, combined
 from mmalign.types import Policy, UserError
 
 __all__ = ["make_rubrics"]

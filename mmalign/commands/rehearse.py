@@ -26,7 +26,7 @@ from mmalign.commands.export import export
 from mmalign.config import build, build_part, check
 from mmalign.records import outputs_of
 from mmalign.runs import checkpoint
-from mmalign.training.feedback import scored_by
+from mmalign.training.rollouts.feedback import scored_by
 from mmalign.types import UserError
 
 KEYS = {

@@ -15,8 +15,8 @@ from mmalign.arguments.ranges import Count, NotNegative, Positive, Seed
 from mmalign.commands._lines import Line, read, refuse_there, written
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined
-from mmalign.training.feedback import ask, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, combined, refuse_columns
 from mmalign.types import UserError
 
 __all__ = ["rejudge_pairs"]

@@ -16,8 +16,8 @@ from mmalign.commands._lines import Line, refuse_there, written
 from mmalign.commands._trees import Node, backed_up, contrasts, leaf
 from mmalign.distributed.jobs import in_turn, stopping_together
 from mmalign.distributed.team import joined, team_for
-from mmalign.training.feedback import ask, combined, refuse_columns
 from mmalign.training.journal import hashed
+from mmalign.training.rollouts.feedback import ask, combined, refuse_columns
 from mmalign.types import Policy, UserError, columns_of, contents
 
 __all__ = ["search_steps"]

@@ -20,8 +20,8 @@ from mmalign.data.pairs import listed
 from mmalign.merges.settings import Search
 from mmalign.policies.adapters import Form, refuse_taken
 from mmalign.policies.exports import ingredients
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.last_states import mean_states
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.last_states import mean_states
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import Pair, Record, Records, once
 from mmalign.types import UserError, contents

@@ -46,8 +46,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "environment": ("environments",),
     "tools": ("environments",),
     "simulator": ("environments",),
-    "segments": ("policies.language.segments",),
-    "parser": ("policies.language.segments",),
+    "segments": ("policies.language.prompts.segments",),
+    "parser": ("policies.language.prompts.segments",),
 }
 """key -> where the names under it are looked up, in this order. Mappings and lists inside inherit their key's rooms."""
 

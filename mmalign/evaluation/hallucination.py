@@ -90,9 +90,9 @@ def object_scores(
 ) -> Callable[..., dict[str, float]]:
     """CHAIR, object recall and length as a run's metric: ``(outputs, prompts) -> {chair_s, chair_i, object_recall, answer_words, ...}``.
 
-    mark: what each answer says that is there and that is not, as in ``training.evaluation.EvaluationPlan.mark``: ``mentions`` (start,
-    end, object, whether it is there) and ``objects`` (all that is there). Each number has its standard error beside it (``chair_s_se``), of
-    the bootstrap over prompts.
+    mark: what each answer says that is there and that is not, as in ``training.evaluations.evaluation.EvaluationPlan.mark``: ``mentions``
+    (start, end, object, whether it is there) and ``objects`` (all that is there). Each number has its standard error beside it
+    (``chair_s_se``), of the bootstrap over prompts.
     """
 
     def metric(outputs: Sequence[str], prompts: Sequence[Any]) -> dict[str, float]:

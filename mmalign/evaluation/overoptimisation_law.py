@@ -58,8 +58,8 @@ def overoptimisation_law(
     independent, and one run alone has none.
 
     Args:
-        kl: nats of each checkpoint, of the policy's own samples (``training.own_samples``). gain: its gold reward less that of the
-            reference, so that 0 at KL 0 is right. runs: which run each is of. A point with a NaN is left out.
+        kl: nats of each checkpoint, of the policy's own samples (``training.evaluations.own_samples``). gain: its gold reward less that of
+            the reference, so that 0 at KL 0 is right. runs: which run each is of. A point with a NaN is left out.
         level: the part of the draws that lies inside. resamples, seed: of the bootstrap.
 
     Paper: Rafailov et al., "Scaling Laws for Reward Model Overoptimization in Direct Alignment Algorithms" (2024),

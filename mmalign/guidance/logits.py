@@ -15,7 +15,7 @@ from torch import Tensor
 from mmalign.arguments.ranges import Count, Finite, Proportion
 from mmalign.guidance._checks import check_finite
 from mmalign.guidance.extrapolation import extrapolate
-from mmalign.policies.language.heads import of_dead_ends
+from mmalign.policies.language.scoring.heads import of_dead_ends
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError
 

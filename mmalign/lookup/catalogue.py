@@ -42,7 +42,7 @@ KINDS = {
                                                                                         "ComparisonsReader"})),
     "heads": Kind("what makes a reward model's scores of what it has read", ("policies.scorers.heads",),
                   "policy: {{use: scorer, head: {use}}}", frozenset({"Head"})),
-    "segments": Kind("where a text is cut into segments", ("policies.language.segments",), "policy: {{segments: {use}}}"),
+    "segments": Kind("where a text is cut into segments", ("policies.language.prompts.segments",), "policy: {{segments: {use}}}"),
     "rewards": Kind("what scores an output", ("rewards", "worlds"), "rewards: {{mine: {use}}}", REWARDS),
     "oracles": Kind("what compares the outputs of a prompt", ("rewards", "worlds"), "oracle: {use}", frozenset({"Oracle"})),
     "metrics": Kind("numbers of an evaluation that no method sees", ("evaluation", "worlds"), "evaluation: {{metrics: {{mine: {use}}}}}",

@@ -58,7 +58,7 @@ SETTINGS = (
     Setting("media", "policy", "media.limits.Limits"),
     Setting("engine", "policy", "policies.settings.EngineSettings"),
     Setting("turns", "policy", "policies.settings.Turns"),
-    Setting("ablation", "policy", "policies.language.ablation.Ablation"),
+    Setting("ablation", "policy", "policies.language.prompts.ablation.Ablation"),
     Setting("server", "rewards.judge", "serving.chat.ServerSettings"),
     Setting("asking", "rewards.served", "serving.asking.Asking"),
     Setting("start", "rewards.served", "serving.started.Start"),

@@ -6,7 +6,8 @@ from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy as Im
 from mmalign.policies.language.codes.image_tokens import image_tokens as image_tokens
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy as ThinkingImagesPolicy
 from mmalign.policies.language.codes.thinking_images import thinking_images as thinking_images
-from mmalign.policies.language.segments import constituents as constituents
+from mmalign.policies.language.drawing.hidden_media import hidden_media as hidden_media
+from mmalign.policies.language.prompts.segments import constituents as constituents
 from mmalign.policies.parameters import ParameterSets as ParameterSets
 from mmalign.policies.scorers.heads.encoded_user import encoded_user as encoded_user
 from mmalign.policies.scorers.heads.gated import gated as gated

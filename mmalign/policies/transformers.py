@@ -27,29 +27,40 @@ from mmalign.devices import default_device
 from mmalign.distributed.shards import leaves
 from mmalign.media import Limits
 from mmalign.needs import DEGREE, kinds, named
-from mmalign.policies.language import loading, reading, reference_models, replayed, step_tables, storage, tensors
-from mmalign.policies.language.ablation import Ablation
-from mmalign.policies.language.agreement import FirstRow
-from mmalign.policies.language.blending import blended
-from mmalign.policies.language.budget import Room, Truncate
-from mmalign.policies.language.chat import Chat
-from mmalign.policies.language.completions import Completions
-from mmalign.policies.language.contrasts import Others, others, sequences
-from mmalign.policies.language.drawing import Drawer, Drawing, Drawn
-from mmalign.policies.language.encoded_prompts import Prompt
-from mmalign.policies.language.engine import Engine
-from mmalign.policies.language.fitting import ROUNDING, fit, made_up
-from mmalign.policies.language.given import given
-from mmalign.policies.language.heads import HEADS, HeadName, add_heads, degrees
-from mmalign.policies.language.loading import checkpoint_layers, context_of, load, never_said, parted, reader_of, refuse_numbers, stops_of
-from mmalign.policies.language.logits import COMPARED, DISTRIBUTION
-from mmalign.policies.language.masking import hidden_media
-from mmalign.policies.language.members import sets_of
-from mmalign.policies.language.reading import Segments
-from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
-from mmalign.policies.language.turns import introduced, refuse_turns, spoken, tools_of
-from mmalign.policies.language.vision import Vision, inputs_of
+from mmalign.policies.language.drawing.drawing import Drawer, Drawing, Drawn
+from mmalign.policies.language.drawing.engine import Engine
+from mmalign.policies.language.drawing.hidden_media import hidden_media
+from mmalign.policies.language.drawing.turns import introduced, refuse_turns, spoken, tools_of
+from mmalign.policies.language.models import loading, storage, tensors
+from mmalign.policies.language.models.fitting import ROUNDING, fit, made_up
+from mmalign.policies.language.models.loading import (
+    checkpoint_layers,
+    context_of,
+    load,
+    never_said,
+    parted,
+    reader_of,
+    refuse_numbers,
+    stops_of,
+)
+from mmalign.policies.language.models.logits import COMPARED, DISTRIBUTION
+from mmalign.policies.language.models.members import sets_of
+from mmalign.policies.language.prompts import reading
+from mmalign.policies.language.prompts.ablation import Ablation
+from mmalign.policies.language.prompts.agreement import FirstRow
+from mmalign.policies.language.prompts.budget import Room, Truncate
+from mmalign.policies.language.prompts.chat import Chat
+from mmalign.policies.language.prompts.encoded_prompts import Prompt
+from mmalign.policies.language.prompts.reading import Segments
+from mmalign.policies.language.prompts.vision import Vision, inputs_of
+from mmalign.policies.language.scoring import reference_models, replayed, step_tables
+from mmalign.policies.language.scoring.blending import blended
+from mmalign.policies.language.scoring.completions import Completions
+from mmalign.policies.language.scoring.contrasts import Others, others, sequences
+from mmalign.policies.language.scoring.given_rows import given
+from mmalign.policies.language.scoring.heads import HEADS, HeadName, add_heads, degrees
+from mmalign.policies.language.scoring.scorer import Scorer
+from mmalign.policies.language.scoring.step_tables import cells_of, steps_behind, steps_of
 from mmalign.policies.settings import Dtype, EngineSettings, Lora, TextMemory, Train, Turns, type_of
 from mmalign.samplers.assignment import assignment, drawn_by
 from mmalign.samplers.masking import Masking
@@ -297,7 +308,7 @@ class TransformersPolicy:
         """Completions as a user gets them, one seed for each prompt.
 
         call: ``temperature``, ``top_p``, ``top_k``, ``max_completion``; ``hidden_media``, the share of the images' and videos' tokens that
-        the model cannot attend to while it answers (``masking.py``).
+        the model cannot attend to while it answers (``hidden_media.py``).
         """
         return self.traced(prompts, seeds, **call).outputs  # type: ignore[no-any-return]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmalign.training import method_state
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.updates import method_state
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Method
 
 

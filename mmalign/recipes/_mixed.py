@@ -13,13 +13,13 @@ from mmalign.recipes._beside import Beside
 from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._records import feedbacks, learned_from, next_encoded
 from mmalign.records import Unfinished
-from mmalign.training.dead_steps import refuse_unknown
-from mmalign.training.learner import Learner
-from mmalign.training.micro_rows import MicroRows
-from mmalign.training.same_records import SameRecords
+from mmalign.training.rollouts.dead_steps import refuse_unknown
+from mmalign.training.rollouts.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Mix
-from mmalign.training.units import refuse_mismatch
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.micro_rows import MicroRows
+from mmalign.training.updates.units import refuse_mismatch
 from mmalign.types import Method, Policy, UserError
 
 PREFIX = "mix/"

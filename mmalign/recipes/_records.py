@@ -17,12 +17,12 @@ from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import CHANGED
 from mmalign.objectives.feedback import comparisons
 from mmalign.records import Drawn, Pair, Ranking, Record, RefusedRow, Thumb, Unread, outputs_of, prompts_of
-from mmalign.training import dimensions, marks
-from mmalign.training.ahead import read_media, seen_prompts
-from mmalign.training.experience import Experience
 from mmalign.training.journal import hashed
-from mmalign.training.own_rows import labelled
-from mmalign.training.units import in_units
+from mmalign.training.records import dimensions, marks
+from mmalign.training.records.ahead import read_media, seen_prompts
+from mmalign.training.records.own_rows import labelled
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.units import in_units
 from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from mmalign.recipes._beside import Beside
 from mmalign.recipes._records import learned_from
 from mmalign.training.journal import hashed
-from mmalign.training.kept_rows import newest
-from mmalign.training.learner import Learner
 from mmalign.training.seeds import stream
+from mmalign.training.updates.kept_rows import newest
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback, Rollout, UserError, contents
 
 GROUP, PREFIX = "replayed", "replay/"

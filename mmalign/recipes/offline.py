@@ -32,27 +32,27 @@ from mmalign.recipes._foreseen import refuse_records, streamed
 from mmalign.recipes._records import called, feedbacks, learned_from, next_encoded, rows_of
 from mmalign.recipes._run import Run, concluded
 from mmalign.records import Record, Records, Undecoded, Unfinished, suited
-from mmalign.training import dimensions
 from mmalign.training import references as stored
-from mmalign.training.ahead import Ahead
-from mmalign.training.background import Background
-from mmalign.training.dead_steps import refuse_unknown
-from mmalign.training.entanglement import Entanglement
-from mmalign.training.evaluation import compared_with, evaluation_plan
-from mmalign.training.experience import Experience
-from mmalign.training.held_out import NAME, HeldOut, contents, distinct, put_aside
+from mmalign.training.evaluations.entanglement import Entanglement
+from mmalign.training.evaluations.evaluation import compared_with, evaluation_plan
+from mmalign.training.evaluations.held_out import NAME, HeldOut, contents, distinct, put_aside
+from mmalign.training.evaluations.preflight import Preflight, preflight
 from mmalign.training.journal import Journal
-from mmalign.training.latents import refuse_without_latents
-from mmalign.training.learner import Learner
-from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
-from mmalign.training.own_rows import OwnRows, drawing, finished
-from mmalign.training.preflight import Preflight, preflight
-from mmalign.training.prompts import refuse_unusable
-from mmalign.training.same_records import SameRecords
+from mmalign.training.records import dimensions
+from mmalign.training.records.ahead import Ahead
+from mmalign.training.records.own_rows import OwnRows, drawing, finished
+from mmalign.training.rollouts.background import Background
+from mmalign.training.rollouts.dead_steps import refuse_unknown
+from mmalign.training.rollouts.latents import refuse_without_latents
+from mmalign.training.rollouts.prompts import refuse_unusable
+from mmalign.training.rollouts.same_records import SameRecords
 from mmalign.training.seeds import stream
 from mmalign.training.settings import Devices, Evaluation, RecordBatch, Reference, RunSettings, at_least
-from mmalign.training.units import refuse_mismatch, whole_units
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.micro_rows import MicroRows
+from mmalign.training.updates.units import refuse_mismatch, whole_units
 from mmalign.types import Encoder, Feedback, Method, Rollout, UserError
 
 Rewards = Mapping[str, Callable[..., Any]]
@@ -97,8 +97,8 @@ def offline(  # one argument for each thing that a run is made of
     In the log, ``margin``, ``accuracy``, ``better`` and ``worse`` are the method's; ``known`` is the part of the rows that say
     something, ``broken`` the records that could not be read so far, ``recalled`` the part of the rows of which it was known what the
     references say (``batch.reference_memory``). ``kl`` is that of evaluations to what the policy was
-    (``ref``), in nats of a whole sample, over its own samples there (`training.own_samples`): those of records are not its own. Of text and
-    of images as tokens, whether the method has a reference or not; a bound has no KL, and none is reported.
+    (``ref``), in nats of a whole sample, over its own samples there (`training.evaluations.own_samples`): those of records are not its own.
+    Of text and of images as tokens, whether the method has a reference or not; a bound has no KL, and none is reported.
 
     Errors: UserError before anything is trained: what the method needs and the policy cannot give, data without a record, or of
     the wrong kind for the method, outputs of different sizes, an existing run. Ctrl-C finishes the step, saves, and says how to resume.

@@ -13,7 +13,7 @@ What differs from the papers, and from well-known code:
 7. Prompts that the policy refuses (too long, a picture that cannot be read) are named in ``broken.jsonl`` and counted, and the next ones
    take their place.
 8. Nothing is trained before a rollout, scored again, has ratio 1, a reference without KL to itself, and a gradient that arrives
-   (``training.preflight``).
+   (``training.evaluations.preflight``).
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from mmalign.recipes._run import Run, concluded
 from mmalign.records import Record, Records
 from mmalign.samplers.assignment import assignment
 from mmalign.training import references as stored
-from mmalign.training.background import Background
-from mmalign.training.dead_steps import refuse_silent
-from mmalign.training.entanglement import Entanglement
-from mmalign.training.evaluation import compared_with, evaluation_plan
-from mmalign.training.experience import Experience
-from mmalign.training.feedback import feedback_of, refuse_asked, refuse_columns, scores_on, states_of, unasked
-from mmalign.training.given import Given, refuse_given
-from mmalign.training.inner_products import InnerProducts
+from mmalign.training.evaluations.entanglement import Entanglement
+from mmalign.training.evaluations.evaluation import compared_with, evaluation_plan
+from mmalign.training.evaluations.inner_products import InnerProducts
+from mmalign.training.evaluations.preflight import Preflight, preflight
 from mmalign.training.journal import Journal, hashed
-from mmalign.training.latents import looked_at, refuse_without_latents
-from mmalign.training.learner import BEHIND, Learner
-from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import Optimizer, adamw
-from mmalign.training.preflight import Preflight, preflight
-from mmalign.training.prompts import Prompts, refuse_unusable
-from mmalign.training.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
-from mmalign.training.rollouts import Rollouts
+from mmalign.training.rollouts.background import Background
+from mmalign.training.rollouts.dead_steps import refuse_silent
+from mmalign.training.rollouts.feedback import feedback_of, refuse_asked, refuse_columns, scores_on, states_of, unasked
+from mmalign.training.rollouts.given import Given, refuse_given
+from mmalign.training.rollouts.latents import looked_at, refuse_without_latents
+from mmalign.training.rollouts.prompts import Prompts, refuse_unusable
+from mmalign.training.rollouts.reward_gradients import RewardGradients, refuse_not_random, refuse_steps, refuse_without
+from mmalign.training.rollouts.rollouts import Rollouts
 from mmalign.training.settings import Batch, Devices, Evaluation, Mix, Reference, RunSettings, at_least
-from mmalign.training.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import BEHIND, Learner
+from mmalign.training.updates.micro_rows import MicroRows
+from mmalign.training.updates.units import in_units, refuse_micro_steps, refuse_mismatch, refuse_stale, unit_sizes, whole_units
 from mmalign.types import Feedback, Method, Oracle, Policy, Unit, UserError, columns_of, contents
 
 Rewards = Mapping[str, Callable[..., Any]]
@@ -120,9 +120,10 @@ def online(  # one argument for each thing that a run is made of
             where the rate falls over them, changes those that follow: ``optimizer.decay``).
 
     In the log, ``kl`` is the KL of the trained policy to ``ref`` over a whole trajectory, in nats; beside an evaluation it is that
-    of its own samples (``training.own_samples``), or, of denoising steps, that of the step before. Of denoising steps it is measured in
-    every step where the method asks the reference, and otherwise in those that an evaluation follows: a reference is half an update.
-    ``broken`` counts the prompts that are put aside, where there are any; ``mix/loss`` is that of records mixed in, before its weight.
+    of its own samples (``training.evaluations.own_samples``), or, of denoising steps, that of the step before. Of denoising steps it is
+    measured in every step where the method asks the reference, and otherwise in those that an evaluation follows: a reference is half an
+    update. ``broken`` counts the prompts that are put aside, where there are any; ``mix/loss`` is that of records mixed in, before its
+    weight.
 
     Errors: UserError before anything is sampled (what the method needs and the policy cannot give, an existing run), and by
     name for a reward that fails; where that is before the first step is done, no folder is left behind. Ctrl-C finishes the

@@ -37,7 +37,7 @@ from mmalign.recipes._run import Run, paged
 from mmalign.runs import rounds as folders
 from mmalign.runs.rounds import Book, Entry
 from mmalign.runs.trained import trained
-from mmalign.training.summary import read_by_people
+from mmalign.training.evaluations.summary import read_by_people
 from mmalign.types import UserError
 
 ENDED = ("interrupted", "learned nothing", "stopped learning", "not finite")

@@ -1,7 +1,7 @@
 """Have a run's samples moved away from those of the model that it began with, in pixels? A pure function over its evaluations.
 
-The rule. Of each statistic ``pixels/NAME`` (``training.pixels``), the mean over the samples of an evaluation is compared with that of the
-first one, on the same prompts and seeds. It has moved where it lies
+The rule. Of each statistic ``pixels/NAME`` (``training.evaluations.pixels``), the mean over the samples of an evaluation is compared with
+that of the first one, on the same prompts and seeds. It has moved where it lies
 
 1. more than ``LINE`` of the first evaluation's standard deviations among samples away, and of at least ``LEAST`` in the statistic's units;
 2. and more than ``ERRORS`` standard errors of the difference away, as of other samples (the same seeds make it less);

@@ -1,4 +1,4 @@
-"""The bins of a reliability diagram among the numbers of an evaluation, as ``training.reliability`` makes them."""
+"""The bins of a reliability diagram among the numbers of an evaluation, as ``training.evaluations.reliability`` makes them."""
 
 from __future__ import annotations
 

@@ -26,13 +26,14 @@ from mmalign.runs.folder import RunFolder, opened
 from mmalign.runs.log import Log, Phase
 from mmalign.runs.profile import Profile, of_all
 from mmalign.runs.progress import Interrupt, Progress, clock
-from mmalign.training import dead_steps, not_finite
-from mmalign.training.evaluation import EvaluationPlan, evaluate
-from mmalign.training.held_out import NAME
-from mmalign.training.learner import Learner
-from mmalign.training.recovery import Snapshot, out_of_memory, out_of_room, snapshot
+from mmalign.training.evaluations.evaluation import EvaluationPlan, evaluate
+from mmalign.training.evaluations.held_out import NAME
+from mmalign.training.evaluations.summary import best_of, known, read_by_people, summarise
+from mmalign.training.rollouts import dead_steps
 from mmalign.training.settings import RunSettings, Stop
-from mmalign.training.summary import best_of, known, read_by_people, summarise
+from mmalign.training.updates import not_finite
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.recovery import Snapshot, out_of_memory, out_of_room, snapshot
 from mmalign.types import UserError, columns_of, contents
 
 MAY_DIFFER = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.signatures import nearest
+from mmalign.needs import needed
 from mmalign.runs import weights
 from mmalign.training.settings import Reference
-from mmalign.training.units import needed
 from mmalign.types import Method, Move, Need, Policy, UserError
 
 REFERRING = ("refs", "kls", "reverse_kls", "absolute")  # needs that name a reference

@@ -303,7 +303,7 @@ class RunSettings(Record):
     the log-probabilities or the gradient are not finite: ``raise`` ends the run, ``skip`` leaves the update out, ``drop`` makes it of the
     other rows. non_finite_steps: the run ends after so many steps in a row with such an update; None: never. profile: measure where the
     time and memory of every step go, for the report. gradients: every so
-    many steps, how entangled the gradients of good and bad rows are, and what the update did to both (``training.entanglement``), at the
+    many steps, how entangled the gradients of good and bad rows are, and what the update did to both (``evaluations.entanglement``), at the
     cost of some three updates; None: never.
     """
 

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import mmalign as mm
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback
 
 MOST, LEAST = 1.4, 0.02  # of step / floor without a word on it; of a step, what is named

@@ -116,13 +116,13 @@ def measured(case: dict[str, Any]) -> dict[str, int]:
     from mmalign.policies.diffusers import diffusers
     from mmalign.policies.transformers import transformers
     from mmalign.policies.twins.texts import bytes_tokenizer
-    from mmalign.training.experience import Experience
-    from mmalign.training.learner import Learner
     from mmalign.training.optimizers import adamw
+    from mmalign.training.updates.experience import Experience
+    from mmalign.training.updates.learner import Learner
 
     if case["of"] == "llama":
         policy: Any = transformers((model(case), bytes_tokenizer()), device="cpu", **settings(case))
-        from mmalign.policies.language.encoded_prompts import Prompt
+        from mmalign.policies.language.prompts.encoded_prompts import Prompt
 
         tokens, which = torch.randint(4, 200, (GROUP, COMPLETION)), torch.zeros(GROUP, dtype=torch.int64)
         lengths = torch.full((GROUP,), COMPLETION)

@@ -37,8 +37,8 @@ from torch.nn import functional
 
 import mmalign as mm
 from mmalign.policies.adapters import switched
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback
 
 OURS, TOLERANCE = "mmalign", 1e-5

@@ -31,8 +31,8 @@ from measure import Table, machine, operations
 from memory import Peak, matrix_rate, timed
 
 import mmalign as mm
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0, "B200": 2250.0}  # TFLOP/s of dense bf16, by data sheets

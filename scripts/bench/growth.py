@@ -22,8 +22,8 @@ from text import tokenizer
 
 import mmalign as mm
 from mmalign.policies.twins.pipelines import call_arguments, twin
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback
 
 MOST = 1.1

@@ -129,9 +129,9 @@ def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     from mmalign.methods import flow_grpo
     from mmalign.policies.diffusers import diffusers
-    from mmalign.training.experience import Experience
-    from mmalign.training.learner import Learner
     from mmalign.training.optimizers import adamw
+    from mmalign.training.updates.experience import Experience
+    from mmalign.training.updates.learner import Learner
 
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
     option = dict(ROWS[name])

@@ -25,10 +25,10 @@ import torch
 
 from mmalign.policies.settings import TextMemory
 from mmalign.policies.transformers import transformers
-from mmalign.training.background import Background
-from mmalign.training.feedback import Scores, scores_on
-from mmalign.training.prompts import Prompts
-from mmalign.training.rollouts import Rollouts
+from mmalign.training.rollouts.background import Background
+from mmalign.training.rollouts.feedback import Scores, scores_on
+from mmalign.training.rollouts.prompts import Prompts
+from mmalign.training.rollouts.rollouts import Rollouts
 from mmalign.training.settings import Batch
 from mmalign.types import Rollout
 

@@ -89,8 +89,8 @@ def texts(case: Case, steps: int) -> list[tuple[str, list[str]]]:
 def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
-    from mmalign.training.experience import Experience
-    from mmalign.training.learner import Learner
+    from mmalign.training.updates.experience import Experience
+    from mmalign.training.updates.learner import Learner
     from mmalign.types import Feedback
 
     policy = mm.policies.transformers(network(case.words), tokenizer(case.words), max_completion=case.completion, device="cpu")

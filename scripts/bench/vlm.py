@@ -127,8 +127,8 @@ def data(steps: int) -> tuple[list[list[dict[str, Any]]], list[list[str]]]:
 def ours(case: Case, steps: int, clock: Clock) -> None:
     """mmalign, as its recipes do a step."""
     import mmalign as mm
-    from mmalign.training.experience import Experience
-    from mmalign.training.learner import Learner
+    from mmalign.training.updates.experience import Experience
+    from mmalign.training.updates.learner import Learner
     from mmalign.types import Feedback
 
     model, processor = made(case)

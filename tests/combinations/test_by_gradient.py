@@ -16,9 +16,9 @@ from mmalign.combinations.by_gradient import shortest
 from mmalign.objectives import penalties, ratios, surrogates, weights
 from mmalign.objectives.feedback import advantages
 from mmalign.objectives.sentences.policy_gradient import policy_gradient
-from mmalign.training.experience import Experience
-from mmalign.training.inner_products import InnerProducts
-from mmalign.training.learner import Learner
+from mmalign.training.evaluations.inner_products import InnerProducts
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback, Method, Rollout, UserError
 from mmalign.worlds.tabular.policy import TabularPolicy, tabular
 

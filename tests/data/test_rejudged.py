@@ -10,7 +10,7 @@ import pytest
 
 import mmalign as mm
 from mmalign.records import Pair, Thumb, Unfinished
-from mmalign.training.own_rows import OwnRows
+from mmalign.training.records.own_rows import OwnRows
 from mmalign.types import UserError
 from tests.policies.test_scorer import reader, settings
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import mmalign as mm
-from mmalign.training.same_records import SameRecords
+from mmalign.training.rollouts.same_records import SameRecords
 from mmalign.types import UserError
 from tests.helpers import hub
 

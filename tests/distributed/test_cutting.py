@@ -22,8 +22,8 @@ from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora
 from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
-from mmalign.training import allocator
 from mmalign.training.settings import Devices
+from mmalign.training.updates import allocator
 from mmalign.types import UserError
 from tests.distributed.test_every_method import CLOSE_IN_FLOAT32, PROMPTS, differences, method_of, settings, varied
 from tests.helpers import tiny_text

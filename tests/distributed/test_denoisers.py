@@ -14,7 +14,7 @@ import torch.distributed.tensor
 
 import mmalign as mm
 from mmalign.samplers import kernels
-from mmalign.training.evaluation import Results
+from mmalign.training.evaluations.evaluation import Results
 from mmalign.worlds.digits.base import untrained
 from tests.distributed.test_every_method import METHODS, ORACLES, differences, method_of
 from tests.helpers.processes import together

@@ -17,7 +17,7 @@ import mmalign as mm
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.runs import checkpoint
 from mmalign.samplers import kernels
-from mmalign.training.evaluation import Results
+from mmalign.training.evaluations.evaluation import Results
 from mmalign.types import Method, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy, QuadraticReward

@@ -13,7 +13,7 @@ import torch.distributed.tensor
 
 import mmalign as mm
 from mmalign.distributed.team import joined
-from mmalign.policies.language import tensors
+from mmalign.policies.language.models import tensors
 from mmalign.policies.settings import Lora
 from mmalign.policies.twins import visions
 from mmalign.types import UserError

@@ -13,7 +13,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import DEAD_END, refs
 from mmalign.objectives.terms.dead_ends import backed_up
-from mmalign.policies.language.heads import TRIED, best_of_draws
+from mmalign.policies.language.scoring.heads import TRIED, best_of_draws
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers

@@ -11,8 +11,8 @@ import torch
 
 import mmalign as mm
 from mmalign.commands.shift import _regressed, fitted_probe, shift
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.last_states import last_states, mean_states
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.last_states import last_states, mean_states
 from mmalign.records import Pair, Thumb
 from mmalign.types import UserError
 

@@ -9,7 +9,7 @@ import mmalign as mm
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.samplers import branches, kernels
 from mmalign.samplers.windows import everything, growing_window
-from mmalign.training.feedback import scores_on
+from mmalign.training.rollouts.feedback import scores_on
 from mmalign.types import Level, Rollout, UserError
 from tests.policies.test_diffusers import KERNELS, make
 

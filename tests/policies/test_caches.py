@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.policies.language import prefixes
-from mmalign.policies.language.caches import Joined, equal_groups
+from mmalign.policies.language.models import prefixes
+from mmalign.policies.language.models.caches import Joined, equal_groups
 from tests.helpers import tiny_text
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmalign.needs import CHANGED, OLD, PHRASE, SEGMENT, contrast
-from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.types import Need, UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmalign.policies.language.loading import load
+from mmalign.policies.language.models.loading import load
 from mmalign.policies.pipelines.calling import load as load_pipeline
 from mmalign.policies.twins import pipelines, visions
 from mmalign.rewards._models.clip import load_clip

@@ -16,7 +16,7 @@ from mmalign.policies.pipelines import score_differences
 from mmalign.policies.twins import pipelines as twins
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.samplers.score_differences import Adversary, Noising
-from mmalign.training.given import Given, refuse_given
+from mmalign.training.rollouts.given import Given, refuse_given
 from mmalign.types import Steps, UserError
 from mmalign.worlds.digits.data import digit_prompts, digits_scans
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmalign as mm
-from mmalign.policies.language.loading import load
+from mmalign.policies.language.models.loading import load
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.pipelines.calling import load as load_pipeline
 from mmalign.policies.settings import Lora
@@ -35,7 +35,7 @@ def test_a_few_damaged_folders() -> None:
 
 def test_what_is_looked_for_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody compares tensors, one that is left out is a random one; and where JSON is read alone, its errors come through."""
-    monkeypatch.setattr("mmalign.policies.language.loading.refuse_unlike", lambda *_, **__: None)
+    monkeypatch.setattr("mmalign.policies.language.models.loading.refuse_unlike", lambda *_, **__: None)
     monkeypatch.setattr("mmalign.runs.weights._read_header", lambda text, where: json.loads(text))
     monkeypatch.setattr(models, "OFTEN", ("language", "peft"))
     _, wrong = models.run(90, seed=100)

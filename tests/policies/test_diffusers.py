@@ -269,7 +269,7 @@ def test_a_negative_prompt_is_that_of_every_row(name):
 
 @pytest.mark.parametrize(("steps", "noise_level"), [(1, 1.0), (4, 0.0)])
 def test_a_schedule_without_a_random_step_has_nothing_in_its_mask(steps, noise_level):
-    """Who learns from random steps refuses it (``training.reward_gradients``); who carries a gradient through them does not."""
+    """Who learns from random steps refuses it (``training.rollouts.reward_gradients``); who carries a gradient through them does not."""
     policy = make("digits", steps=steps, kernel=kernels.flow_sde(noise_level=noise_level), window=everything())
     rollout = policy.sample(["a 3"], 2, torch.Generator().manual_seed(0), drift=True)
     assert not bool(rollout.mask.any()) and len(rollout.held.means) == 0 and len(rollout.take(torch.tensor([1])).held.means) == 0
@@ -342,7 +342,7 @@ def test_a_loop_that_steps_twice_or_never_is_refused(monkeypatch, times, line):
 
 
 def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
-    from mmalign.policies.language import loading
+    from mmalign.policies.language.models import loading
     from mmalign.policies.pipelines import calling
 
     for load in (calling.load, loading.load):

@@ -9,7 +9,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import OLD
-from mmalign.policies.language.drawing import pick
+from mmalign.policies.language.drawing.drawing import pick
 from mmalign.samplers.assignment import assignment
 from mmalign.types import Behavior, UserError
 from tests.helpers.tiny_text import model, tokenizer

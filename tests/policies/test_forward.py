@@ -12,7 +12,7 @@ from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
-from mmalign.training.units import refuse_mismatch
+from mmalign.training.updates.units import refuse_mismatch
 from mmalign.types import Level, Need, UserError
 
 FAMILIES = (

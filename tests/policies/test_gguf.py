@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 import mmalign as mm
 from mmalign.policies.inspecting import weightless
 from mmalign.policies.inspecting.language import is_language, language_inspection, language_model
-from mmalign.policies.language import gguf
-from mmalign.policies.language.loading import load
+from mmalign.policies.language.models import gguf
+from mmalign.policies.language.models.loading import load
 from mmalign.policies.twins import texts
 from mmalign.types import UserError
 from tests.helpers import tiny_gguf

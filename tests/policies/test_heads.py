@@ -9,8 +9,8 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import ACTIVATION, DEGREE, KL_MASK, REWARD_MASK, REWARDS, refs, reverse_kls
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.heads import DEGREES, KINDS, HeadName, degrees
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.heads import DEGREES, KINDS, HeadName, degrees
 from mmalign.records import Pair
 from mmalign.types import UserError
 from tests.helpers import tiny_text
@@ -151,7 +151,7 @@ def test_unknown_heads_are_refused():
 
 
 def test_rewards_of_words_arrive_at_the_tokens_that_end_them():
-    from mmalign.training.feedback import feedback_on
+    from mmalign.training.rollouts.feedback import feedback_on
 
     policy = make(["value"], max_completion=30)
     rollout = policy.sample(["abc"], 8, torch.Generator().manual_seed(3))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmalign.policies.language import logits as of_head
-from mmalign.policies.language.logits import LOG_PROBS, Matrix, numbers_of
+from mmalign.policies.language.models import logits as of_head
+from mmalign.policies.language.models.logits import LOG_PROBS, Matrix, numbers_of
 
 WORDS, WIDTH, AT_ONCE = 13, 5, 2
 COUNT = 19

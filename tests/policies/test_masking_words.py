@@ -9,7 +9,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import ENTROPY, OLD, kls, refs
-from mmalign.policies.language.likely import likely, packed, unpacked
+from mmalign.policies.language.models.likely_words import likely, packed, unpacked
 from mmalign.samplers.masking import Masking
 from mmalign.types import Behavior, UserError
 from tests.helpers.tiny_text import model, tokenizer
@@ -191,7 +191,7 @@ def test_who_cannot_mask_says_so(tmp_path) -> None:
     policy.engine = object()
     with pytest.raises(UserError, match=r"policy\.engine: the method masks words, which a server cannot; takes no engine"):
         policy.sample(PROMPTS, 1, torch.Generator().manual_seed(0), masking=HALF)
-    from mmalign.training.units import refuse_mismatch
+    from mmalign.training.updates.units import refuse_mismatch
 
     policy.gives = frozenset({"old", "value", "refs"})
     with pytest.raises(UserError, match="method: needs masking; this policy gives old, refs, value"):

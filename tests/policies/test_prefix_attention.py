@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign.policies.language import fitting
-from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.prefixes import ONE_BLOCK
+from mmalign.policies.language.drawing.drawing import Drawn
+from mmalign.policies.language.models import fitting
+from mmalign.policies.language.models.prefixes import ONE_BLOCK
 from mmalign.policies.settings import Turns
 from mmalign.policies.twins import visions
 from mmalign.types import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmalign.policies.language import reading
+from mmalign.policies.language.prompts import reading
 from mmalign.types import UserError
 
 PIECES = {0: "", 1: "the", 2: " red", 3: " r", 4: "ed", 5: " cat", 6: " sat", 7: ".", 8: " It", 9: " ran", 10: " dog", 11: "s", 12: "!"}

@@ -13,7 +13,7 @@ import torch
 import mmalign as mm
 from mmalign.config import check, load
 from mmalign.needs import SEGMENT
-from mmalign.policies.language import segments
+from mmalign.policies.language.prompts import segments
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.needs import contrast
-from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.replies import read_reply
+from mmalign.policies.language.drawing.drawing import Drawn
+from mmalign.policies.language.drawing.replies import read_reply
 from mmalign.policies.settings import Turns
 from mmalign.types import UserError
 from tests.policies.test_vision import make, mixed, picture, user

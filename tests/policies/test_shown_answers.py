@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.needs import contrast
-from mmalign.policies.language.contrasts import others
+from mmalign.policies.language.scoring.contrasts import others
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import Feedback, Rollout, UserError
 from mmalign.worlds.calculator import base

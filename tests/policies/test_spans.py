@@ -10,8 +10,8 @@ from functools import cache
 import pytest
 import torch
 
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.scoring import batches, picked
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.scorer import batches, picked
 from mmalign.policies.twins import visions
 from mmalign.types import UserError
 from tests.helpers.flat import transformers
@@ -157,7 +157,7 @@ def test_pixels_are_made_again_and_are_the_same():
 
 
 def test_kept_pixels_are_bounded(monkeypatch):
-    from mmalign.policies.language import vision
+    from mmalign.policies.language.prompts import vision
 
     policy = policy_of("Llava")
     one = 3 * 32 * 32 * 4

@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 
-from mmalign.policies.language.agreement import compared
-from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.prompts.agreement import compared
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.policies.twins import visions
 from mmalign.types import UserError
 from tests.helpers import chat_families, tiny_text

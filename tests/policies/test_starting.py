@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mmalign as mm
 from mmalign.policies.adapters import adapter, add_lora, write_adapter
 from mmalign.policies.exports.pipelines import export
-from mmalign.policies.language.members import making
+from mmalign.policies.language.models.members import making
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora, Train
 from mmalign.policies.twins.pipelines import call_arguments, twin

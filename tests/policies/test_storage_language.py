@@ -12,7 +12,7 @@ import torch
 import mmalign as mm
 from mmalign.policies.exports import language
 from mmalign.policies.inspecting import footprint, footprint_language
-from mmalign.policies.language import storage
+from mmalign.policies.language.models import storage
 from mmalign.policies.settings import Lora, TextMemory
 from mmalign.policies.twins import texts
 from mmalign.types import UserError

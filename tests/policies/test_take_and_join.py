@@ -14,7 +14,7 @@ from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines, visions
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
-from mmalign.training.experience import Experience
+from mmalign.training.updates.experience import Experience
 from mmalign.types import Behavior, Need, Rollout, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained

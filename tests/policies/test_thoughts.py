@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.language import reading
+from mmalign.policies.language.prompts import reading
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers

@@ -9,9 +9,9 @@ import jinja2
 import pytest
 
 import mmalign as mm
-from mmalign.policies.language.chat import Chat
-from mmalign.policies.language.replies import read_reply
-from mmalign.policies.language.tool_calls import reader
+from mmalign.policies.language.drawing.replies import read_reply
+from mmalign.policies.language.prompts.chat import Chat
+from mmalign.policies.language.prompts.tool_calls import reader
 from tests.helpers import chat_families
 from tests.helpers.chat_families import WITH_TOOLS
 

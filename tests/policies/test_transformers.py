@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmalign.needs import COLLISION, ENTROPY, OLD, VALUE
-from mmalign.policies.language.logits import Matrix
+from mmalign.policies.language.models.logits import Matrix
 from mmalign.policies.settings import Lora
 from mmalign.types import Need, UserError
 from tests.helpers import tiny_text

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.needs import SEGMENT, refs
-from mmalign.policies.language.drawing import Drawn
+from mmalign.policies.language.drawing.drawing import Drawn
 from mmalign.policies.settings import EngineSettings, Turns
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError

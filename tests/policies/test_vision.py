@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmalign.needs import contrast
-from mmalign.policies.language.ablation import Ablation
-from mmalign.policies.language.logits import Matrix
-from mmalign.policies.language.members import members_of
+from mmalign.policies.language.models.logits import Matrix
+from mmalign.policies.language.models.members import members_of
+from mmalign.policies.language.prompts.ablation import Ablation
 from mmalign.policies.twins import visions
 from mmalign.types import Need, UserError
 from tests.helpers.flat import transformers

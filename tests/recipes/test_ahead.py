@@ -15,8 +15,8 @@ import mmalign as mm
 from mmalign.data.pictures import Media
 from mmalign.policies.twins import visions
 from mmalign.records import Pair, Unread, Unseen
-from mmalign.training.ahead import Ahead, seen_prompts
-from mmalign.training.background import Background
+from mmalign.training.records.ahead import Ahead, seen_prompts
+from mmalign.training.rollouts.background import Background
 from mmalign.types import UserError
 from tests.helpers.flat import transformers
 from tests.recipes.test_refused_records import named, rows, run_of

@@ -132,7 +132,7 @@ def test_an_evaluation_that_fails_is_done_when_the_run_is_resumed(tmp_path: Path
 
 def test_a_step_that_failed_half_way_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two updates fails: the parameters are no longer those of the step before, so the older checkpoint counts."""
-    from mmalign.training.learner import Learner
+    from mmalign.training.updates.learner import Learner
 
     update, calls = Learner.update, []
 

@@ -10,7 +10,7 @@ import pytest
 
 import mmalign as mm
 from mmalign.config import build
-from mmalign.policies.language import loading
+from mmalign.policies.language.models import loading
 from mmalign.policies.twins import visions
 from mmalign.records import Pair
 from mmalign.rooms import resource

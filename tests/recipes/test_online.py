@@ -17,8 +17,8 @@ import yaml
 
 import mmalign as mm
 from mmalign.runs import checkpoint
-from mmalign.training.experience import Experience
-from mmalign.training.prompts import Prompts
+from mmalign.training.rollouts.prompts import Prompts
+from mmalign.training.updates.experience import Experience
 from mmalign.types import Need, UserError
 from mmalign.worlds import chains
 from tests.helpers.small_run import LINEAR, arguments, method, online, path_distance, policy, rows

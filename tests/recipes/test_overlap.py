@@ -12,7 +12,7 @@ import torch
 
 import mmalign as mm
 from mmalign.policies.settings import Schedule
-from mmalign.training.background import Background
+from mmalign.training.rollouts.background import Background
 from mmalign.types import Prompt, UserError
 from mmalign.worlds.digits.base import untrained
 from tests.distributed.test_every_method import differences, log, of_words, varied

@@ -8,7 +8,7 @@ import torch
 import mmalign as mm
 from mmalign.data.own import OWN
 from mmalign.records import Drawn, Pair, Thumb
-from mmalign.training.own_rows import OwnRows, finished
+from mmalign.training.records.own_rows import OwnRows, finished
 from tests.distributed.test_every_method import CLOSE_IN_FLOAT32, differences
 from tests.helpers.processes import together
 from tests.recipes.test_offline import brightness, log, offline, policy

@@ -13,7 +13,7 @@ import mmalign as mm
 from mmalign.policies.diffusers import diffusers
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.policies.twins import pipelines, visions
-from mmalign.training.prompts import Prompts
+from mmalign.training.rollouts.prompts import Prompts
 from mmalign.types import Prompt, UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers

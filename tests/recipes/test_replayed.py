@@ -16,8 +16,8 @@ from mmalign.distributed.team import ALONE
 from mmalign.needs import Q1, V1, V2, of_set
 from mmalign.recipes._replayed import Replayed, replayed_in
 from mmalign.runs import checkpoint
-from mmalign.training.learner import Learner
 from mmalign.training.optimizers import adamw
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Feedback, Rollout, UserError
 from tests.oracles.critics import turns_wanted
 from tests.oracles.tables import table

@@ -10,7 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.recipes.online import online
-from mmalign.training.feedback import refuse_asked, scores_on
+from mmalign.training.rollouts.feedback import refuse_asked, scores_on
 from mmalign.training.settings import Devices
 from mmalign.types import UserError
 

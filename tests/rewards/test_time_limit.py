@@ -13,7 +13,7 @@ import torch
 from mmalign.rewards.composed.combined import combined
 from mmalign.rewards.composed.time_limit import time_limit
 from mmalign.rewards.texts.exact_match import exact_match
-from mmalign.training.feedback import ask
+from mmalign.training.rollouts.feedback import ask
 from mmalign.types import UserError
 
 

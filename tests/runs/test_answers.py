@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmalign import media
 from mmalign.runs import answers, folder
-from mmalign.training.evaluation import EvaluationPlan, evaluate
+from mmalign.training.evaluations.evaluation import EvaluationPlan, evaluate
 from mmalign.types import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmalign.runs import checkpoint
-from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
+from mmalign.training.optimizer_state import flatten_optimizer, restore_optimizer
 from mmalign.types import UserError
 
 

@@ -6,11 +6,11 @@ import platform
 import subprocess
 import sys
 
-from mmalign.training import allocator
+from mmalign.training.updates import allocator
 
 FAULTS = """
 import ctypes, resource, sys
-from mmalign.training import allocator
+from mmalign.training.updates import allocator
 if sys.argv[1] == "kept":
     assert allocator.keep()
 library = ctypes.CDLL(None)

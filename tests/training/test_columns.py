@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.training.feedback import beside, refuse_columns
+from mmalign.training.rollouts.feedback import beside, refuse_columns
 from mmalign.types import Prompt, UserError, columns_of, contents
 from tests.helpers.small_run import online
 

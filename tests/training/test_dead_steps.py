@@ -12,7 +12,7 @@ import torch
 import mmalign as mm
 from mmalign.report.read import read
 from mmalign.report.verdict import sentence, state
-from mmalign.training import dead_steps
+from mmalign.training.rollouts import dead_steps
 from mmalign.types import UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers

@@ -9,7 +9,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import REWARDS
-from mmalign.training.feedback import ask, feedback_on
+from mmalign.training.rollouts.feedback import ask, feedback_on
 from mmalign.types import Rollout, UserError
 
 TEXTS = ["a cat. a dog.", "no", "été"]

@@ -10,7 +10,7 @@ import torch
 import mmalign as mm
 from mmalign.objectives.feedback import comparisons
 from mmalign.records import Pair, Ranking, Thumb
-from mmalign.training import dimensions
+from mmalign.training.records import dimensions
 from mmalign.types import Feedback, UserError
 
 NAN = math.nan

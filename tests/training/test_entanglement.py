@@ -10,10 +10,10 @@ import torch
 
 import mmalign as mm
 from mmalign.records import Pair
-from mmalign.training.entanglement import Entanglement
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
+from mmalign.training.evaluations.entanglement import Entanglement
 from mmalign.training.optimizers import sgd
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import UserError
 from tests.worlds.test_text import tiny
 

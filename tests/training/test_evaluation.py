@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmalign.training.evaluation import SEED, EvaluationPlan, evaluate
+from mmalign.training.evaluations.evaluation import SEED, EvaluationPlan, evaluate
 from mmalign.types import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.training.feedback import ask, feedback_on, measure
+from mmalign.training.rollouts.feedback import ask, feedback_on, measure
 from mmalign.types import Rollout, UserError
 
 OUTPUTS, PROMPTS = torch.tensor([[0.0], [1.0], [2.0]]), ["a", "a", "b"]

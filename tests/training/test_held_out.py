@@ -12,8 +12,8 @@ import torch
 
 import mmalign as mm
 from mmalign.records import Pair, Thumb, Unread
-from mmalign.training.held_out import content
-from mmalign.training.summary import best_of
+from mmalign.training.evaluations.held_out import content
+from mmalign.training.evaluations.summary import best_of
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers

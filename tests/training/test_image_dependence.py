@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmalign.conversations import without_media
-from mmalign.training.evaluation import EvaluationPlan, evaluate
-from mmalign.training.image_dependence import image_dependence
+from mmalign.training.evaluations.evaluation import EvaluationPlan, evaluate
+from mmalign.training.evaluations.image_dependence import image_dependence
 from mmalign.types import Rollout, Steps, UserError
 
 
@@ -52,7 +52,7 @@ def test_by_token_and_not_by_answer():
 
 
 def test_what_cannot_be_known_is_nan(monkeypatch):
-    monkeypatch.setattr("mmalign.training.image_dependence.ROWS", 1)
+    monkeypatch.setattr("mmalign.training.evaluations.image_dependence.ROWS", 1)
     prompts = [question(), "only words", question(IMAGE), question(IMAGE), question(IMAGE)]
     dependence = image_dependence(Looker(), prompts, ["a", "a", "  ", "unreadable", "a"])
     assert [math.isnan(value) for value in dependence.tolist()] == [True, True, True, True, False]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import nan
 
-from mmalign.training.evaluation import EvaluationPlan
-from mmalign.training.summary import best_of, summarise
+from mmalign.training.evaluations.evaluation import EvaluationPlan
+from mmalign.training.evaluations.summary import best_of, summarise
 
 
 def test_the_first_of_the_highest_is_best_and_nan_is_lowest() -> None:

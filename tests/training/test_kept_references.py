@@ -16,7 +16,7 @@ from mmalign.records import Pair
 from mmalign.runs import checkpoint
 from mmalign.selftest.trials import contents, differing
 from mmalign.training.kept_references import BESIDE, KeptReferences
-from mmalign.training.learner import Learner
+from mmalign.training.updates.learner import Learner
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers
 from tests.helpers.processes import together

@@ -14,11 +14,11 @@ from mmalign.methods import dapo, flow_grpo, gspo
 from mmalign.needs import MASK, OLD, STD, VALUE, refs
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
 from mmalign.training.optimizers import adamw, sgd
 from mmalign.training.settings import Reference
-from mmalign.training.units import in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.units import in_units, micro_sizes, refuse_micro_steps, refuse_mismatch
 from mmalign.types import Feedback, Loss, Method, Need, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian import GaussianPolicy

@@ -21,7 +21,7 @@ from mmalign.needs import lacking
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.training import journal
 from mmalign.training import references as stored
-from mmalign.training.evaluation import Results
+from mmalign.training.evaluations.evaluation import Results
 from mmalign.types import Method, Need, UserError
 from tests.helpers import small_run, tiny_text
 from tests.helpers.flat import transformers

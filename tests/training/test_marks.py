@@ -17,7 +17,7 @@ from mmalign.labelling.judgements import Judgement, Judgements
 from mmalign.needs import CHANGED
 from mmalign.recipes._records import next_encoded
 from mmalign.records import Pair, RefusedRow
-from mmalign.training import marks
+from mmalign.training.records import marks
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers
 

@@ -12,10 +12,10 @@ import torch
 
 import mmalign as mm
 from mmalign.runs import checkpoint
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
-from mmalign.training.micro_rows import MicroRows
 from mmalign.training.optimizers import sgd
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
+from mmalign.training.updates.micro_rows import MicroRows
 from mmalign.types import Method, UserError
 from mmalign.worlds.gaussian import GaussianPolicy
 from tests.distributed.test_every_method import log

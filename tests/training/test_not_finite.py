@@ -13,7 +13,7 @@ import torch
 from mmalign.report.read import read
 from mmalign.report.verdict import sentence
 from mmalign.runs import checkpoint
-from mmalign.training.not_finite import Odd, without
+from mmalign.training.updates.not_finite import Odd, without
 from mmalign.types import Steps, UserError
 from mmalign.worlds.gaussian import GaussianPolicy
 from tests.distributed.test_every_method import differences

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import mmalign as mm
 from mmalign.runs import checkpoint
-from mmalign.training.experience import Experience
-from mmalign.training.learner import Learner
-from mmalign.training.optimizer import flatten_optimizer, restore_optimizer
+from mmalign.training.optimizer_state import flatten_optimizer, restore_optimizer
 from mmalign.training.optimizers import Ema, Optimizer, adamw
+from mmalign.training.updates.experience import Experience
+from mmalign.training.updates.learner import Learner
 from mmalign.types import UserError
 from tests.helpers.small_run import arguments, method, policy, rows
 from tests.recipes.test_online import equal, kept

@@ -13,8 +13,8 @@ from mmalign.policies.language.codes.image_tokens import image_tokens
 from mmalign.policies.language.codes.thinking_images import thinking_images
 from mmalign.policies.twins import visions
 from mmalign.records import Pair
-from mmalign.training import own_samples as module
-from mmalign.training.own_samples import own_kl, own_samples
+from mmalign.training.evaluations import own_samples as module
+from mmalign.training.evaluations.own_samples import own_kl, own_samples
 from mmalign.types import Rollout, UserError
 from tests.helpers import tiny_text
 from tests.helpers.flat import transformers

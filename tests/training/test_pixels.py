@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from mmalign.training import pixels
-from mmalign.training.pixels import pixel_statistics
+from mmalign.training.evaluations import pixels
+from mmalign.training.evaluations.pixels import pixel_statistics
 
 CHECKS = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float()
 

@@ -13,8 +13,8 @@ from mmalign.methods import flow_grpo
 from mmalign.policies.settings import Schedule
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import random_window
-from mmalign.training.experience import Experience
-from mmalign.training.preflight import preflight
+from mmalign.training.evaluations.preflight import preflight
+from mmalign.training.updates.experience import Experience
 from mmalign.types import Feedback, Loss, Rollout, Steps, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.digits.base import untrained

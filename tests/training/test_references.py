@@ -12,8 +12,8 @@ import mmalign as mm
 from mmalign.runs import checkpoint
 from mmalign.samplers import kernels
 from mmalign.training import references
-from mmalign.training.learner import Learner
 from mmalign.training.settings import Reference
+from mmalign.training.updates.learner import Learner
 from mmalign.types import Method, UserError
 from mmalign.worlds import gaussian
 

@@ -14,7 +14,7 @@ import mmalign as mm
 from mmalign.report import build
 from mmalign.report.read import read
 from mmalign.runs.reliability import bins
-from mmalign.training.reliability import HOTTEST, reliability
+from mmalign.training.evaluations.reliability import HOTTEST, reliability
 from mmalign.types import Steps
 from tests.policies.test_scorer import pairs, reader, settings
 

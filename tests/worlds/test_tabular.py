@@ -15,7 +15,7 @@ import mmalign as mm
 from mmalign.needs import COLLISION, ENTROPY, OLD, kls, refs, reverse_kls
 from mmalign.objectives.feedback.shaping import potential_shaping
 from mmalign.records import RefusedRow
-from mmalign.training.own_samples import own_samples
+from mmalign.training.evaluations.own_samples import own_samples
 from mmalign.types import Behavior, UserError
 from mmalign.worlds.tabular import behavior, bilevel, mdp, pairs
 from mmalign.worlds.tabular.mdp import Mdp

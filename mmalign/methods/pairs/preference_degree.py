@@ -28,7 +28,7 @@ def preference_degree(*, beta: Positive = 0.1, weight: NotNegative = 0.1) -> Met
     alignment loss and a classification of how much key content was taken out; the mean over both rows and the weight are ours. There
     RAKE, which ranks keywords, finds the key content. Here that is the policy's choice, as the degrees and the head are, which gives c
     as the term ``degree``, summed over a row's steps: of language models, ``heads: [degree]``, which takes 0 to 3 quarters of an
-    answer's tokens out, those that the reference expects least first (``policies/language/heads.py``). ``spo`` is another paper's.
+    answer's tokens out, those that the reference expects least first (``policies/language/scoring/heads.py``). ``spo`` is another paper's.
     """
     return pairwise(
         compared(scores.ratio(), links.ahead(links.named("logistic", beta=beta))),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmalign.distributed.shards import whole
 from mmalign.policies.adapters import ADAPTER, linear_layers, lora_layers
-from mmalign.policies.language.reference_models import refuse_other_words
+from mmalign.policies.language.scoring.reference_models import refuse_other_words
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import weights
 from mmalign.runs.weights import Stored

@@ -15,10 +15,10 @@ import torch
 
 from mmalign.files import appearing
 from mmalign.policies.adapters import Form, Wanted, refuse_taken, write_adapter
-from mmalign.policies.language import storage
-from mmalign.policies.language.fitting import ROUNDING
-from mmalign.policies.language.handover import merged
-from mmalign.policies.language.loading import SEEING
+from mmalign.policies.language.drawing.handover import merged
+from mmalign.policies.language.models import storage
+from mmalign.policies.language.models.fitting import ROUNDING
+from mmalign.policies.language.models.loading import SEEING
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import UserError
 

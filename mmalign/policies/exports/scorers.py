@@ -17,9 +17,9 @@ from torch import Tensor
 from mmalign.files import appearing
 from mmalign.policies.adapters import Form, refuse_taken
 from mmalign.policies.exports.language import beside_weights, whole_model
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.fitting import ROUNDING
-from mmalign.policies.language.handover import merged
+from mmalign.policies.language.drawing.handover import merged
+from mmalign.policies.language.models.fitting import ROUNDING
+from mmalign.policies.language.scoring.contrasts import sequences
 from mmalign.policies.scorers.heads._head import Plain
 from mmalign.policies.scorers.heads.linear import Linear
 from mmalign.policies.scorers.readers import LastToken

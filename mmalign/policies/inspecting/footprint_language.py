@@ -12,10 +12,10 @@ from mmalign.policies.adapters import add_lora, in_four_bits
 from mmalign.policies.inspecting.footprint import SAMPLE, UPDATE, Measured, Part, Rows, backward_pass
 from mmalign.policies.inspecting.ledger import Fake, size_of
 from mmalign.policies.inspecting.weightless import language
-from mmalign.policies.language import storage, tensors
-from mmalign.policies.language.loading import checkpoint_layers
-from mmalign.policies.language.logits import LOG_PROBS, Matrix, numbers_of
-from mmalign.policies.language.members import making
+from mmalign.policies.language.models import storage, tensors
+from mmalign.policies.language.models.loading import checkpoint_layers
+from mmalign.policies.language.models.logits import LOG_PROBS, Matrix, numbers_of
+from mmalign.policies.language.models.members import making
 from mmalign.policies.pipelines.calling import one_line, quiet
 from mmalign.policies.settings import Lora, TextMemory, Train, type_of
 from mmalign.types import UserError
@@ -119,7 +119,7 @@ class Language:
 
     def _shared(self, model: Any, micro: int, group: int) -> Tensor:
         """As ``prefixes.run`` has it of rows in groups of one size."""
-        from mmalign.policies.language import caches
+        from mmalign.policies.language.models import caches
 
         prompts = -(-micro // group)
         which = torch.arange(prompts).repeat_interleave(-(-micro // prompts))

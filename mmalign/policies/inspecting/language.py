@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from mmalign.policies.inspecting.inspection import Inspection, InspectionRow
-from mmalign.policies.language.agreement import compared
 from mmalign.policies.language.codes.families import FAMILIES
 from mmalign.policies.language.codes.image_tokens import image_tokens
-from mmalign.policies.language.gguf import is_gguf
-from mmalign.policies.language.loading import has_template, load, parted
-from mmalign.policies.language.members import members_of
+from mmalign.policies.language.models.gguf import is_gguf
+from mmalign.policies.language.models.loading import has_template, load, parted
+from mmalign.policies.language.models.members import members_of
+from mmalign.policies.language.prompts.agreement import compared
 from mmalign.policies.pipelines.calling import one_line, quiet
 from mmalign.policies.settings import Lora
 from mmalign.policies.transformers import TransformersPolicy, transformers

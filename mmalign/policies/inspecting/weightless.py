@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmalign.policies.language import gguf
+from mmalign.policies.language.models import gguf
 from mmalign.policies.pipelines.calling import quiet
 from mmalign.policies.pipelines.model_index import read_index, text_of
 from mmalign.policies.twins.pipelines import twin

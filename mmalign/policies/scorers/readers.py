@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.last_states import last_states
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.last_states import last_states
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import RefusedRow

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.language.completions import Completions
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.last_states import last_states
-from mmalign.policies.language.logits import LOG_PROBS
+from mmalign.policies.language.models.logits import LOG_PROBS
+from mmalign.policies.language.scoring.completions import Completions
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.last_states import last_states
 from mmalign.policies.scorers.readers import LastToken
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.types import EVERY, Rollout, UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.arguments.ranges import Seed
-from mmalign.policies.language import gguf
+from mmalign.policies.language.models import gguf
 from mmalign.policies.pipelines.calling import quiet
 from mmalign.types import UserError
 

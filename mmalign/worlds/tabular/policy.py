@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Finite
 from mmalign.needs import OLD, rank
-from mmalign.policies.language.logits import TOP_K
+from mmalign.policies.language.models.logits import TOP_K
 from mmalign.policies.parameters import ParameterSets
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by

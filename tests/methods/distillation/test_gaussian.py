@@ -13,7 +13,7 @@ from mmalign.distributed.tables import Whole
 from mmalign.runs import checkpoint
 from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import one_of
-from mmalign.training.companions import own_seeds
+from mmalign.training.rollouts.companions import own_seeds
 from mmalign.types import Feedback, Level, Method, UserError
 from mmalign.worlds import gaussian
 from mmalign.worlds.gaussian_forward import denoising

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.policies.language import prefixes
 from mmalign.policies.language.codes.guided import GuidedFit, mixed, unprompted
 from mmalign.policies.language.codes.layouts import Layout
-from mmalign.policies.language.drawing import ALONE, Drawing, Voice, pick
-from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.language.drawing.drawing import ALONE, Drawing, Voice, pick
+from mmalign.policies.language.models import prefixes
+from mmalign.policies.language.models.prefixes import Sequences
 
 Using = Callable[[], AbstractContextManager[None]]
 

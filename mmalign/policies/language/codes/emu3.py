@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.codes.layouts import line_places, lines, token
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.types import UserError
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.codes.emu3 import Emu3
 from mmalign.policies.language.codes.janus import Janus
 from mmalign.policies.language.codes.layouts import Layout
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.types import UserError
 
 CANNOT = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.language import prefixes
 from mmalign.policies.language.codes.layouts import Layout
-from mmalign.policies.language.prefixes import Sequences
+from mmalign.policies.language.models import prefixes
+from mmalign.policies.language.models.prefixes import Sequences
 
 
 @dataclass(frozen=True)

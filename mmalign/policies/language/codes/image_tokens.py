@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from mmalign.arguments.ranges import Count, Fraction, Natural, NotNegative, Positive, Proportion
 from mmalign.conversations import has_media
 from mmalign.needs import named
-from mmalign.policies.language import reference_models, step_tables
 from mmalign.policies.language.codes.drawing import Images, draw, draw_forced
 from mmalign.policies.language.codes.families import layout_of
 from mmalign.policies.language.codes.forcing import lesson_of, noised
 from mmalign.policies.language.codes.guided import GuidedFit
 from mmalign.policies.language.codes.pixels import Pixels
-from mmalign.policies.language.completions import Completions
-from mmalign.policies.language.contrasts import Others, others, sequences
-from mmalign.policies.language.drawing import CURRENT, Drawing, Voice
-from mmalign.policies.language.encoded_prompts import Prompt
-from mmalign.policies.language.loading import refuse_numbers
-from mmalign.policies.language.logits import COMPARED, DISTRIBUTION, LOG_PROBS
-from mmalign.policies.language.prefixes import Sequences
-from mmalign.policies.language.scoring import Scorer
-from mmalign.policies.language.step_tables import cells_of, steps_behind, steps_of
+from mmalign.policies.language.drawing.drawing import CURRENT, Drawing, Voice
+from mmalign.policies.language.models.loading import refuse_numbers
+from mmalign.policies.language.models.logits import COMPARED, DISTRIBUTION, LOG_PROBS
+from mmalign.policies.language.models.prefixes import Sequences
+from mmalign.policies.language.prompts.encoded_prompts import Prompt
+from mmalign.policies.language.scoring import reference_models, step_tables
+from mmalign.policies.language.scoring.completions import Completions
+from mmalign.policies.language.scoring.contrasts import Others, others, sequences
+from mmalign.policies.language.scoring.scorer import Scorer
+from mmalign.policies.language.scoring.step_tables import cells_of, steps_behind, steps_of
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.records import RefusedRow
 from mmalign.samplers.assignment import assignment, drawn_by

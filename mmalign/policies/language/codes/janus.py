@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.language.chat import Chat
 from mmalign.policies.language.codes.layouts import token
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.types import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mmalign.policies.language.chat import Chat
+from mmalign.policies.language.prompts.chat import Chat
 from mmalign.types import UserError
 
 

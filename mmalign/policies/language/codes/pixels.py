@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmalign.policies.language.codes.layouts import Layout
-from mmalign.policies.language.vision import Vision
+from mmalign.policies.language.prompts.vision import Vision
 from mmalign.types import UserError
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.arguments.ranges import Count
-from mmalign.policies.language import reference_models, step_tables
 from mmalign.policies.language.codes.image_tokens import CALL, ImageTokensPolicy
-from mmalign.policies.language.completions import Completions
-from mmalign.policies.language.contrasts import sequences
-from mmalign.policies.language.drawing import Drawn
-from mmalign.policies.language.encoded_prompts import Prompt
-from mmalign.policies.language.logits import COMPARED, DISTRIBUTION
-from mmalign.policies.language.step_tables import steps_of
+from mmalign.policies.language.drawing.drawing import Drawn
+from mmalign.policies.language.models.logits import COMPARED, DISTRIBUTION
+from mmalign.policies.language.prompts.encoded_prompts import Prompt
+from mmalign.policies.language.scoring import reference_models, step_tables
+from mmalign.policies.language.scoring.completions import Completions
+from mmalign.policies.language.scoring.contrasts import sequences
+from mmalign.policies.language.scoring.step_tables import steps_of
 from mmalign.stacking import stacked_by_name
 from mmalign.types import EVERY, Adapter, Behavior, Need, Rollout, Steps, UserError
 

@@ -1,0 +1,1 @@
+"""Completions drawn: token by token, by a server, in turns with an environment."""

@@ -1,0 +1,1 @@
+"""Language models made ready and run: loading, memory, prompts that rows share, logits a few at a time."""

@@ -1,0 +1,1 @@
+"""From words, images and videos to token ids, by the model's own template and processor."""

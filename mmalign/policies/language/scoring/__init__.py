@@ -1,0 +1,1 @@
+"""What is said of completions that are there: log-probabilities, heads, contrasts, other models."""
