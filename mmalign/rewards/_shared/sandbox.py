@@ -157,7 +157,8 @@ def _launched(command: Sequence[str], inside: Path, limits: Limits, printing: in
         "RLIMIT_NOFILE": 64, "RLIMIT_MSGQUEUE": 0,
     }  # fmt: skip
     job = {
-        "limits": rlimits, "wall": limits.seconds + 2, "longest": _longest(limits), "memory": limits.memory, "disk": limits.disk, "processes": limits.processes,
+        "limits": rlimits, "wall": limits.seconds + 2, "longest": _longest(limits), "memory": limits.memory, "disk": limits.disk,
+        "processes": limits.processes,
         "isolate": limits.isolate != "no", "status": reporting, "command": list(command),
     }  # fmt: skip
     places = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(inside), "TMPDIR": str(inside), "LANG": "C.UTF-8"}
