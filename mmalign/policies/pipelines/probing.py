@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from mmalign.policies.pipelines.calling import Caller, unguided
+from mmalign.policies.pipelines.calling import Caller, isolating, unguided
 from mmalign.policies.pipelines.interception import Finished, Part, Place, watched
 from mmalign.policies.pipelines.recording import ALL
 from mmalign.policies.pipelines.reference_models import First
@@ -87,6 +90,7 @@ def probed(  # all that a call of rows is
     def answer(moment: Moment) -> Tensor:
         if behind is not None and moment.chunk < chunk:
             return laid_out(behind.ends[moment.chunk].to(x.device))
+        refuse_beside(caller)
         moments.append(moment)
         raise Finished
 
@@ -103,3 +107,63 @@ def probed(  # all that a call of rows is
         name = type(caller.pipe).__name__
         raise UserError(f"probe: {name} makes its first latent inside its call, so another cannot be put in its place")
     return moments[0].prediction
+
+
+def refuse_beside(caller: Caller) -> None:
+    """Errors: UserError in a call that denoises more than its latent, with a denoiser that cannot leave that out."""
+    if caller.pipe.scheduler.copies and not isolating(caller.denoisers):
+        name = type(caller.pipe).__name__
+        raise UserError(
+            f"policy.of: {name} denoises something beside the latent, a sound say, and given latents have none of their noise level beside "
+            "them; takes a call without that, or policy gradients"
+        )
+
+
+class Cut(NamedTuple):
+    """How a pipeline puts the chunks of a video together: the ``shape`` of a row's whole latent, and the part of it that each chunk is, in
+    the order in which they are made."""
+
+    shape: tuple[int, ...]
+    parts: list[Part]
+
+
+@torch.no_grad()
+def cut(caller: Caller, example: Any) -> Cut:
+    """Found by calls in which every chunk becomes numbers of its own, a digit at a time: where these lie in what the call returns.
+
+    example: a prompt. Errors: UserError for a pipeline that does not return the latents of its chunks, each number once.
+    """
+    marked = partial(_marked, caller, example)
+    shapes, first_digit = marked(0, 1.0)
+    _, opposite = marked(0, -1.0)
+    total, rows = sum(math.prod(shape) for shape in shapes), [tuple(value.shape[1:]) for value in first_digit]
+    of_chunks = [(one == -other) & (one >= 1) for one, other in zip(first_digit, opposite, strict=True)]
+    whole = next((place for place in reversed(range(len(rows))) if int(of_chunks[place].sum()) == total), None)
+    if whole is None:
+        made = f"{type(caller.pipe).__name__} makes this video in chunks"
+        raise UserError(f"method.gan: {made}, and does not return their latents, by which real videos could be cut; takes 0")
+    at, digit = (first_digit[whole] - 1).long(), 1
+    while BASE**digit < total:
+        at, digit = at + (marked(digit, 1.0)[1][whole] - 1).long() * BASE**digit, digit + 1
+    inside = torch.nonzero(of_chunks[whole].flatten()).flatten()
+    order = inside[at.flatten()[inside].argsort()]  # the number that each place got counts chunk by chunk
+    sizes = [math.prod(shape) for shape in shapes]
+    size = math.prod(rows[whole])
+    return Cut(rows[whole], [Part(where, size, shape) for where, shape in zip(order.split(sizes), shapes, strict=True)])
+
+
+def _marked(caller: Caller, example: Any, digit: int, sign: float) -> tuple[list[tuple[int, ...]], list[Tensor]]:
+    """The shapes of a row of each chunk, and the tensors of one row that a call returns, whose chunks end as a digit, plus 1 and times
+    ``sign``, of the numbers 0, 1, 2, ..., which go on from chunk to chunk."""
+    shapes = list[tuple[int, ...]]()
+
+    def answer(moment: Moment) -> Tensor:
+        if moment.left > 1:
+            return moment.x
+        start = sum(math.prod(shape) for shape in shapes)
+        shapes.append(tuple(moment.x.shape[1:]))
+        numbers = torch.arange(start, start + moment.x.numel())
+        return sign * (numbers // BASE**digit % BASE + 1).view_as(moment.x).to(moment.x)
+
+    returned = caller([example], [0], Player(answer), [example], ALL, output_type="latent", return_dict=False)
+    return shapes, [leaf.double().cpu() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and len(leaf) == 1]

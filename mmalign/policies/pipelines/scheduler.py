@@ -38,11 +38,8 @@ EXPLODING = {
     "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler",
 }  # fmt: skip
-PRECONDITIONED = {
-    "EDMEulerScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "CosineDPMSolverMultistepScheduler",
-}  # they know how to read their model
+# They know how to read their model
+PRECONDITIONED = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"}
 TRIGONOMETRIC = {"SCMScheduler"}  # x = cos(t) * x_0 + sin(t) * sigma_data * eps (TrigFlow)
 RATIOS = {"DDPMWuerstchenScheduler"}  # variance preserving, its timesteps are ratios from 1 to 0
 KNOWN = FLOW | PRESERVING | FROM_SIGMAS | EXPLODING | PRECONDITIONED | TRIGONOMETRIC | RATIOS
@@ -243,10 +240,11 @@ class _Played:
         self.player, self.column, self.position = player, 0, 0
         self.chunk, self.asked = 0, False  # of the schedules, whether anything was asked of the present one
         self.rows, self.clean_first, self.reads_sigmas = rows, clean_first, reads_sigmas
-        self.numbers = itertools.count()
+        self.numbers, self.copies = itertools.count(), 0  # of further streams: the numbers of their questions, and how many there are
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A pipeline that copies its scheduler, for a second stream, gets one that steps by itself."""
+        self.copies += 1
         player, numbers = self.player, self.numbers
         kind: Any = type(self).__mro__[2]
         copied = kind.__new__(kind)
