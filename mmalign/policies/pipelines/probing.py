@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mmalign.policies.pipelines.calling import Caller, isolating, unguided
-from mmalign.policies.pipelines.interception import Finished, Part, Place, watched
+from mmalign.policies.pipelines.interception import Finished, Made, Part, Place, watched
 from mmalign.policies.pipelines.recording import ALL
 from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.replay import laid_out
@@ -43,14 +44,21 @@ def first(caller: Caller, places: Places, example: Any, chunk: int = 0) -> First
 
     with watched(caller.pipe) as made:
         caller.until_finished([example], [0], Player(answer), [example], skip=ALL if chunk else 0)
-    if (place := made.place(latents[0])) is None:
-        larger = made.larger(latents[0])
-        place = next((found for some in larger if (found := _of_part(caller, example, chunk, some, latents[0]))), None)
-    places[chunk] = place
+    ask = partial(caller.until_finished, [example], [0], together=[example], skip=ALL)
+    places[chunk] = place_of(made, latents[0], lambda player, place: ask(player, place=place), chunk)
     return firsts[0]
 
 
-def _of_part(caller: Caller, example: Any, chunk: int, made: tuple[Place, Tensor], x: Tensor) -> Place | None:
+def place_of(made: Made, x: Tensor, ask: Callable[[Player, tuple[Place, Tensor]], None], chunk: int = 0) -> Place | None:
+    """Where a pipeline made the latent that its scheduler was shown first, all of it or a part; None for nowhere.
+
+    made: by its call. ask: makes that call again, with something in a place. chunk: of a video, whose first latent it is.
+    """
+    found = (_of_part(ask, chunk, some, x) for some in made.larger(x))
+    return made.place(x) or next((place for place in found if place is not None), None)
+
+
+def _of_part(ask: Callable[[Player, tuple[Place, Tensor]], None], chunk: int, made: tuple[Place, Tensor], x: Tensor) -> Place | None:
     """The place with the part of it that ``x`` is: the numbers 0, 1, 2, ... of a row are put there, a digit at a time, and those that the
     scheduler is shown say which it was; None where it is shown others."""
     (place, value), where, digit = made, torch.zeros(x[0].numel(), dtype=torch.int64), 0
@@ -64,7 +72,7 @@ def _of_part(caller: Caller, example: Any, chunk: int, made: tuple[Place, Tensor
             seen.append(moment.x[0].flatten().cpu())
             raise Finished
 
-        caller.until_finished([example], [0], Player(answer), [example], skip=ALL, place=(place, put))
+        ask(Player(answer), (place, put))
         if len(seen[0]) != len(where) or not bool(((seen[0] >= 0) & (seen[0] < BASE) & (seen[0] == seen[0].round())).all()):
             return None
         where, digit = where + seen[0].long() * BASE**digit, digit + 1
