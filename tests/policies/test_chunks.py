@@ -175,10 +175,10 @@ def test_a_classifier_sees_a_real_chunk_past_the_real_ones_before_it(policy):
     rollout, calls = spoken(policy, lambda: policy.sample(["a fox"], 2, torch.Generator().manual_seed(0)))
     videos = torch.rand((2, 17, 3, 32, 32), generator=torch.Generator().manual_seed(1))
     column, seeds, view = STEPS + 1, torch.tensor([5, 11]), policy.errors.classifying("fake")
-    policy.caller._shapes.clear()  # what stands still runs once, for its shape, and has no say
-    policy._places.pop(1, None)
     _, rows = policy.noised(rollout, column, Noising(), seeds, rows_at_once=1, given=(["a fox"] * 2, videos))
     both = rows.take(torch.tensor([1, 0])).held
+    policy.caller._shapes.clear()  # what stands still runs once, for its shape, and has no say
+    policy._places.pop(1, None)
     terms = view.steps(replace(rows, held=Noised.join([both])), torch.arange(2), needs=frozenset({REALISM, REALISM_OF_GIVEN})).terms
     one, order = Adversary("fake", 0.3, Noising()), [1, 0]
     (pulled,) = score_differences_of.pulls(
