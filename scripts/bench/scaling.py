@@ -117,8 +117,8 @@ READ = 3.35e12  # bytes a second of its memory
 
 
 class Work(NamedTuple):
-    """Of a step: parameters, those that are trained, FLOP of a row, rows, bytes that a row keeps for the backward pass, passes over the
-    weights for a row, and tokens that a row is drawn by, one at a time."""
+    """Of a step: parameters, those that are trained, FLOP of a row, rows, bytes that a row keeps for the backward pass, blocks, passes over
+    the weights for a row, tokens that a row is drawn by, one at a time, and whether weights stay while it is drawn (``gathered``)."""
 
     name: str
     parameters: float
@@ -126,8 +126,10 @@ class Work(NamedTuple):
     row: float
     rows: int
     kept: float
+    blocks: int
     passes: int
     drawn: int = 0
+    stay: bool = False
 
 
 def image() -> Work:
@@ -137,16 +139,18 @@ def image() -> Work:
     forward = 2 * (2 * parameters * tokens + 4 * layers * tokens**2 * width)  # both branches of guidance
     passes = 10 + 9 + 9 * 3  # rollout; reference; update
     lora = layers * 8 * 2 * 32 * width
-    return Work("SD3.5-L, LoRA 32, 1,024 px", parameters, lora, forward * passes, 48 * 24, 2 * 2 * tokens * width * layers, passes)
+    return Work("SD3.5-L, LoRA 32, 1,024 px", parameters, lora, forward * passes, 48 * 24, 2 * 2 * tokens * width * layers, layers, passes)
 
 
-def words_and_images() -> Work:
+def words_and_images(drawn_by: str, *, stay: bool = False, drawn: int = 512) -> Work:
     """7.6 G parameters, all trained: prompts with an image of 1,000 tokens that a group of 8 shares, answers of 512, a reference, and
-    checkpointing; drawing an answer reads all weights for each token, 64 rows of a card at a time."""
+    checkpointing; drawing an answer reads all weights for each token, 64 rows of a card at a time. drawn: 0 for a server that draws."""
     prompt, answer, group, parameters, width, layers = 1000, 512, 8, 7.6e9, 3584, 28
     forward = 2 * parameters * (prompt / group + answer) + 4 * layers * answer * (prompt + answer / 2) * width
     passes = 1 + 1 + 4  # the rollout's arithmetic; reference; forwards twice, backwards for weights and inputs
-    return Work("a 7 B vision-language model, full", parameters, parameters, forward * passes, 4096, 2 * 1512 * width * layers, 4, answer)
+    row, kept = forward * passes, 2 * 1512 * width * layers
+    name = f"a 7 B vision-language model, full, drawn by {drawn_by}"
+    return Work(name, parameters, parameters, row, 4096, kept, layers, 4, drawn, stay)
 
 
 def line(work: Work, cards: int) -> tuple[str, ...]:
@@ -156,25 +160,44 @@ def line(work: Work, cards: int) -> tuple[str, ...]:
     held = own / cards if cut else own
     micro = min(int((ROOM * MEMORY - held) // work.kept), work.rows // cards)
     if micro < 1:
-        return work.name, str(cards), "does not fit", *["-"] * 6, f"{held / 1e9:.0f}"
-    wire = INSIDE if cards <= NODE else OUTSIDE
-    drawing = work.drawn * 2 * work.parameters / READ * work.rows / cards / 64
-    compute = work.row * work.rows / cards / (FLOPS * SHARE) + drawing
-    others = (cards - 1) / cards
-    sums = 2 * 4 * work.trained * others / wire
-    gathers = 2 * work.parameters * others / wire * work.passes * (work.rows / cards / micro) if cut else 0.0
-    step = compute + sums + gathers
-    times = (f"{compute:,.1f}", f"{sums:.2f}", f"{gathers:.1f}", f"{step:,.1f}", f"{compute / step:.0%}")
-    return work.name, str(cards), "fsdp2" if cut else "replicate", str(micro), *times, f"{(held + micro * work.kept) / 1e9:.0f}"
+        return work.name, str(cards), "does not fit", *["-"] * 7, f"{held / 1e9:.0f}"
+    arithmetic, (drawn, passes) = work.row * work.rows / cards / (FLOPS * SHARE), passes_of(work, cards, micro)
+    drawing = drawn * 2 * work.parameters / READ
+    others, wire = (cards - 1) / cards, INSIDE if cards <= NODE else OUTSIDE
+    sums, gather = 2 * 4 * work.trained * others / wire, 2 * work.parameters * others / wire if cut else 0.0
+    while_drawn = min(drawn, 1.0) if work.stay else drawn
+    gathers = gather * (while_drawn + passes)
+    waits = passes * waited_for(gather, arithmetic / passes, work.blocks)
+    waits += while_drawn * waited_for(gather, drawing / drawn, work.blocks) if drawn else 0.0
+    step = arithmetic + drawing + sums + waits
+    times = (f"{arithmetic + drawing:,.1f}", f"{sums:.2f}", f"{gathers:.1f}", f"{waits:.1f}", f"{step:,.1f}")
+    of_it = f"{(arithmetic + drawing) / step:.0%}"
+    return work.name, str(cards), "fsdp2" if cut else "replicate", str(micro), *times, of_it, f"{(held + micro * work.kept) / 1e9:.0f}"
+
+
+def passes_of(work: Work, cards: int, micro: int) -> tuple[float, float]:
+    """Passes of a card over all weights: to draw tokens, 64 rows at a time, and besides."""
+    rows = work.rows / cards
+    return work.drawn * rows / 64, work.passes * rows / micro
+
+
+def waited_for(gather: float, computes: float, blocks: int) -> float:
+    """Seconds of a pass that wait for weights: for the first block, and for what a block takes longer to gather than one to compute."""
+    return gather / blocks + max(0.0, gather - computes) * (blocks - 1) / blocks
 
 
 def plan() -> None:
     """Prints the plan: seconds of a step on 1 to 64 cards, from parameters, tokens and bandwidths."""
     table = Table(
-        "A plan on paper", "model", "cards", "place", "micro_rows", "computes, s", "sums gradients, s", "gathers weights, s", "a step, s",
-        "of it compute", "GB a card",
+        "A plan on paper", "model", "cards", "place", "micro_rows", "computes, s", "sums gradients, s", "gathers weights, s",
+        "waits for them, s", "a step, s", "of it compute", "GB a card",
     )  # fmt: skip
-    for work in (image(), words_and_images()):
+    in_shards = [
+        words_and_images("its shards"),
+        words_and_images("its shards, gathered: rollout", stay=True),
+        words_and_images("a server", drawn=0),
+    ]
+    for work in (image(), *in_shards):
         for cards in (1, 8, 16, 32, 64):
             table.row(*line(work, cards))
 
