@@ -177,11 +177,11 @@ def test_what_follows_is_gathered_while_a_block_is_computed(tmp_path: Path) -> N
     def act(rank: int) -> None:
         whole, sets = copy.deepcopy(model), ParameterSets(model)
         cut = sets.shards = shards.Shards(sets, Devices(place="fsdp2"), joined())
-        ahead = list[bool]()
+        ahead, parameters = list[bool](), dict(whole.named_parameters())
 
-        def noted(parameters: Any, group: Any, early: bool, *given: Any, of: Callable[..., Any] = param_group.foreach_all_gather) -> Any:
+        def noted(block: Any, group: Any, early: bool, *given: Any, of: Callable[..., Any] = param_group.foreach_all_gather) -> Any:
             ahead.append(early)
-            return of(parameters, group, early, *given)
+            return of(block, group, early, *given)
 
         def same() -> list[bool]:
             """Whether it computes what a whole model does; of each gather, whether it began ahead."""
@@ -193,7 +193,7 @@ def test_what_follows_is_gathered_while_a_block_is_computed(tmp_path: Path) -> N
             for each in logits:
                 each.square().sum().backward()
             for name, leaf in cut.leaves.items():
-                torch.testing.assert_close(leaf.grad, whole.get_parameter(name).grad, **CLOSE)
+                torch.testing.assert_close(leaf.grad, parameters[name].grad, **CLOSE)
                 leaf.grad = None
             return list(ahead)
 
@@ -216,6 +216,7 @@ def test_what_follows_is_gathered_while_a_block_is_computed(tmp_path: Path) -> N
                     model(input_ids=ids, use_cache=False)
                 joined().tell("through")
                 torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, logits, **CLOSE)
+            joined().tell("together again")
             assert all(meshes.is_cut(p) for block in cut.blocks for p in block.parameters())
             for each in (whole, model):
                 each.transformer.h = nn.ModuleList(reversed(each.transformer.h))
