@@ -135,8 +135,8 @@ class DiffusersPolicy:
         """Trained parameters by name."""
         return self.sets.trained
 
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        sequences.compute_together(self.denoisers, count, world, place)
+    def compute_together(self, count: int, world: int, place: int, ring: int = 1) -> None:
+        sequences.compute_together(self.denoisers, count, world, place, ring)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """A named parameter set, or another pipeline, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""

@@ -92,8 +92,8 @@ class ForwardPolicy:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.of.parameters()
 
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        self.of.compute_together(count, world, place)
+    def compute_together(self, count: int, world: int, place: int, ring: int = 1) -> None:
+        self.of.compute_together(count, world, place, ring)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.of.using(name)
