@@ -21,7 +21,7 @@ from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
 from mmalign.data._schemas.notices import Notice
 from mmalign.media import Broken, Limits
-from mmalign.records import Pair, Ranking, Record, Thumb, Unread, outputs_of
+from mmalign.records import Drawn, Pair, Ranking, Record, Thumb, Unread, outputs_of
 from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
@@ -144,7 +144,7 @@ class Listed:
 def listed(records: Sequence[Record]) -> Listed:
     """A list of records as a stream.
 
-    records: ``records.Pair``, ``Thumb`` or ``Ranking``.
+    records: ``records.Pair``, ``Thumb`` or ``Ranking``. A pair of an output with itself is a tie, or nothing is known of it.
 
     Errors: UserError for an empty list, or what is no record, or says what cannot be.
     """
@@ -155,6 +155,9 @@ def listed(records: Sequence[Record]) -> Listed:
             raise UserError(f"records[{number}]: got {type(record).__name__}, takes a records.Pair, Thumb or Ranking")
         if isinstance(record, Pair) and (record.strength < 0 or record.strength > 1):
             raise UserError(f"records[{number}]: got strength {record.strength}, takes 0..1")
+        if isinstance(record, Pair) and _prefers(record) and _with_itself(record):
+            takes = "takes two outputs that differ, or strength 0.5 (a tie)"
+            raise UserError(f"records[{number}]: both sides are the same, and one of them is said to be better; {takes}")
         if isinstance(record, Thumb) and (record.label < 0 or record.label > 1):
             raise UserError(f"records[{number}]: got label {record.label}, takes 0..1")
         if isinstance(record, Ranking) and len(record.outputs) != len(record.scores):
@@ -164,6 +167,19 @@ def listed(records: Sequence[Record]) -> Listed:
         if record.ratings and len(record.ratings) != (count := len(outputs_of(record))):
             raise UserError(f"records[{number}]: got ratings of {len(record.ratings)} outputs, takes one mapping for each of {count}")
     return Listed(records)
+
+
+def _prefers(pair: Pair) -> bool:
+    """Whether one side is said to be better, in all or in some dimension."""
+    return any(value == value and value != 0.5 for value in (pair.strength, *pair.labels.values()))
+
+
+def _with_itself(pair: Pair) -> bool:
+    """Whether an output is compared with itself, under one prompt."""
+    one, other = pair.first, pair.second
+    if pair.other is not None or isinstance(one, Drawn) or type(one) is not type(other):
+        return False
+    return one is other or (torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other))
 
 
 def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Draft], Record]:
