@@ -216,10 +216,13 @@ def test_an_output_of_a_list_is_no_better_than_itself():
     grey, asked = torch.full((1, 2, 2), 0.5), [{"role": "user", "content": "p"}]
     unlike, alike = Pair("p", "yes", "no"), Pair("p", grey, grey.clone(), labels={"sharp": 0.5})
     for strange in (Pair("p", "yes", "yes"), alike, alike._replace(strength=0.5, labels={"sharp": 1.0}), Pair("p", asked, [*asked], 0.0)):
-        with pytest.raises(UserError, match=r"^records\[1\]: both sides are the same, .* takes two outputs that differ, or strength 0.5"):
-            listed([unlike, strange])
+        records = listed([unlike, strange, strange._replace(id="mine")])
+        assert records.broken == dict.fromkeys(("records[1]", "mine"), "both sides are the same") and records.records == [unlike]
+        with pytest.raises(UserError, match="^records: both sides of every pair are the same"):
+            listed([strange])
     ties = [alike._replace(strength=strength) for strength in (0.5, math.nan)]
-    assert len(listed([*ties, Pair("p", "yes", "yes", other="q"), Pair("p", Drawn(), Drawn()), unlike]).records) == 5
+    kept = [*ties, Pair("p", "yes", "yes", other="q"), Pair("p", Drawn(), Drawn()), unlike]
+    assert listed(kept).records is kept
 
 
 def test_media_are_decoded_by_whom_they_are_for(tmp_path):
