@@ -202,8 +202,9 @@ def verdicts(order: Sequence[Standing], published: str, world: Any) -> list[str]
 
 def failures(lines: Sequence[Line]) -> list[str]:
     """What was refused, a line each."""
-    words = dict.fromkeys(f"- {line['name']}: {line['failed']}" for line in lines if "failed" in line)
-    return ["\nNot in the table:\n", *words] if words else []
+    refused = [(line, ", ".join(map(setting, line.get("changes", [])))) for line in lines if "failed" in line]
+    words = dict.fromkeys(f"- {line['name']}, {settings}: {line['failed']}" for line, settings in refused)
+    return ["\nRefused, so that it is no trial or seed of its method:\n", *words] if words else []
 
 
 PANEL = 6
