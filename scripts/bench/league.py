@@ -8,8 +8,9 @@
 
 Who takes part: every online config of ``configs/digits`` but those that ``LEFT_OUT`` names, and every method of the rooms of ``TEMPLATES``
 that has none, under the config that its room names. A config says how its method samples and what it is called with; all else is the
-league's: the reward is the world's proxy alone (a reward of weight 0, which a method reads beside, stays), 10 prompts a step in groups of
-8, or of 2 where the reward's gradient is taken, AdamW at a constant rate; the weights are judged, and no average of them.
+league's: the reward is the world's proxy alone (a reward of weight 0, which a method reads beside, stays), 10 prompts a step (5 on
+moving digits) in groups of 8, or of 2 where the reward's gradient is taken, AdamW at a constant rate; the weights are judged, and no
+average of them.
 
 The search is the same for all: trials of a third of the budget and with a seed of their own, of two rates, times (on digits) two values of
 one knob (``KNOBS``); the one whose gold is highest on average over its marks goes into the league, with three seeds, and (on digits) two
@@ -58,9 +59,6 @@ LEFT_OUT = {
 TEMPLATES = {"denoising": "digits/demo", "forward_process": "digits/diffusion_nft", "reward_gradient": "digits/draft"}
 """Room of methods -> whose config serves a method without one."""
 
-PROMPTS = 10
-"""Of a step."""
-
 PUBLISHED = "flow_grpo"
 """Whom the others are compared with: Flow-GRPO as it was published."""
 
@@ -88,12 +86,16 @@ DISAGREE = 0.05
 """More seeds are run where the gold of three is further apart."""
 
 
+MARKS = tuple(round(125 * 2 ** (number / 2)) for number in range(24))
+"""Rows, each the root of two times those before it."""
+
+
 class World(NamedTuple):
     """Whose base and sampler (a config), who gives the reward, who judges, and how much each run may take.
 
     beside: further judges and metrics by column. exam: prompts of evaluations; samples: of each. budget: rows of the denoiser; long: most
     rows of the published method, which goes on until it gets to the target gold. rates: that are searched; values: how many of each knob.
-    more: seeds, where three disagree.
+    more: seeds, where three disagree. asked: prompts of a step. marks: rows at which a run is judged, up to its budget.
     """
 
     config: str
@@ -109,22 +111,22 @@ class World(NamedTuple):
     rates: tuple[float, ...]
     values: int
     more: int
+    asked: int
+    marks: tuple[int, ...]
 
 
 WORLDS = {
     "digits": World(
         "digits/demo", "digits_proxy", "digits_gold", {"metrics": {"spread": "digits_spread"}},
         {"use": "digit_prompts"}, {"use": "digit_prompts"}, samples=12, budget=12_000, long=48_000, target=0.9,
-        rates=(1e-3, 3e-3), values=2, more=2,
+        rates=(1e-3, 3e-3), values=2, more=2, asked=10, marks=MARKS,
     ),
     "moving_digits": World(
         "moving_digits/flow_grpo", "moving_digits_proxy", "moving_digits_gold", {"judges": {"identity": "moving_digits_identity"}},
         {"use": "moving_digits_prompts", "half": "a", "each": 8}, {"use": "moving_digits_prompts", "half": "b", "each": 8},
-        samples=1, budget=4_000, long=8_000, target=0.8, rates=(3e-4, 1e-3), values=1, more=0,
+        samples=1, budget=6_000, long=12_000, target=0.8, rates=(1e-3, 3e-3), values=1, more=0, asked=5, marks=MARKS[::2],
     ),
 }  # fmt: skip
-MARKS = tuple(round(125 * 2 ** (number / 2)) for number in range(24))
-"""Rows at which a run is judged, up to its budget."""
 
 
 class Entry(NamedTuple):
@@ -164,7 +166,7 @@ def node_of(world: World, entry: Entry, changes: Sequence[str] = ()) -> dict[str
     silent = {name: reward for name, reward in node["rewards"].items() if weights.get(name) == 0}
     node["rewards"] = {"proxy": {"use": world.proxy}, **silent}
     node["combine"] = {"use": "weighted_sum", "weights": {"proxy": 1.0, **dict.fromkeys(silent, 0.0)}}
-    node["batch"] = {**node.get("batch", {}), "prompts": PROMPTS, "group": group_of(build_part(node, "method")), "resample": 0}
+    node["batch"] = {**node.get("batch", {}), "prompts": world.asked, "group": group_of(build_part(node, "method")), "resample": 0}
     for word in changes:
         override(node, word)
     return node
@@ -228,17 +230,17 @@ class Exam:
 class Watch:
     """Looks at a run before each of its steps: is it time to judge it, and has it had enough?
 
-    full: rows at which it is judged on four times as many samples. budget: the most rows; target: gold that two marks beyond ``full``
-    have to have for a run to end before.
+    at: rows at which it is judged; full: at which on four times as many samples. budget: the most rows; target: gold that two marks beyond
+    ``full`` have to have for a run to end before.
     """
 
-    def __init__(self, meter: Meter, exam: Exam, *, full: int, budget: int, target: float):
+    def __init__(self, meter: Meter, exam: Exam, *, at: Sequence[int], full: int, budget: int, target: float):
         self.meter, self.exam, self.full, self.budget, self.target = meter, exam, full, budget, target
-        self.marks: list[dict[str, float]] = []
+        self.due, self.marks = (*at, full, budget), list[dict[str, float]]()
 
     def at(self, step: int) -> None:
         rows, before = self.meter.calls.rows, int(self.marks[-1]["rows"]) if self.marks else 0
-        if passed := [mark for mark in (*MARKS, self.full, self.budget) if before < mark <= rows]:
+        if passed := [mark for mark in self.due if before < mark <= rows]:
             seconds = self.meter.seconds
             with self.meter.paused():
                 self.marks.append({"rows": rows, "seconds": round(seconds, 2), **self.exam(4 if self.full in passed else 1)})
@@ -302,8 +304,8 @@ def group_of(method: Method) -> int:
 
 def marks_of(world: World, node: Mapping[str, Any], *, budget: int, seed: int) -> list[dict[str, float]]:
     """What a run was worth on its way to its budget, or, beyond that of the world, to the target."""
-    watch = lambda meter, policy: Watch(meter, Exam(world, policy), full=world.budget, budget=budget, target=world.target)  # noqa: E731
-    return run(world, node, watch, seed=seed).marks
+    limits: dict[str, Any] = {"at": world.marks, "full": world.budget, "budget": budget, "target": world.target}
+    return run(world, node, lambda meter, policy: Watch(meter, Exam(world, policy), **limits), seed=seed).marks
 
 
 def bytes_per_row(world: World, node: Mapping[str, Any]) -> float:

@@ -181,8 +181,18 @@ def fewer(own: Sequence[float], published: Sequence[float], long: float) -> str:
         return f"below 1/{long / statistics.median_high(own):.1f}"
     ratios = sorted((theirs / mine for theirs in published for mine in own), reverse=True)
     middle = statistics.median_high(published) / statistics.median_high(own)
-    show = lambda ratio: f"1/{ratio:.1f}" if 0 < ratio < math.inf else "never"  # noqa: E731
-    return f"{show(middle)} ({show(ratios[0])} to {show(ratios[-1])})"
+    return f"{part(middle)} ({part(ratios[0])} to {part(ratios[-1])})"
+
+
+def part(ratio: float) -> str:
+    """
+    Examples:
+        >>> part(4.0), part(0.5), part(0.0)
+        ('1/4.0', '2.0', 'never')
+    """
+    if not 0 < ratio < math.inf:
+        return "never"
+    return f"1/{ratio:.1f}" if ratio > 1 else f"{1 / ratio:.1f}"
 
 
 def verdicts(order: Sequence[Standing], published: str, world: Any) -> list[str]:
