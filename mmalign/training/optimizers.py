@@ -22,13 +22,8 @@ import torch
 
 from mmalign.arguments.ranges import Natural, NotNegative, Positive, Share, Steps, within
 from mmalign.arguments.signatures import Record
-<<<<<<< HEAD
-from mmalign.distributed.shards import is_cut
-from mmalign.training.optimizer_state import OfWholeMatrices
-=======
 from mmalign.distributed.meshes import is_cut
-from mmalign.training.optimizer import OfWholeMatrices
->>>>>>> cluster
+from mmalign.training.optimizer_state import OfWholeMatrices
 from mmalign.training.settings import above, at_least
 from mmalign.types import UserError
 
