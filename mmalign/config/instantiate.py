@@ -141,9 +141,8 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
         planned[key] = plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), review)
         if not any_key:
             review.errors.append(f"{dot}{key}: {_unknown_key(key, path, name, parameters)}")
-    for key, parameter in parameters.items():
-        if parameter.required and key not in arguments:
-            review.errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
+    missing = {key: _kind_of_value(parameter) for key, parameter in parameters.items() if parameter.required and key not in arguments}
+    review.errors.extend(_missing(missing, name, path, () if home(function).startswith("mmalign.") else rooms))
     call = Call(path, name, function, planned)
     if home(function).startswith(CHEAP) and len(review.errors) == before and harmless(call, review):
         review.errors.extend(_refusal(call))
@@ -157,16 +156,23 @@ def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> st
 def _keys_as_written(name: str, arguments: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keywords of a function that was not imported, as its source says."""
     source, dot = source_signature(name), f"{path}." if path else ""
-    if source is None or source.any_key:
+    if source is None:
         return
     if "rewards" in rooms and tuple(source.keywords)[:2] == OWN_ARGUMENTS:  # a reward itself, see ``nodes.maker``
         source = source._replace(keywords={key: False for key, required in source.keywords.items() if not required})
     for key in arguments:
-        if key not in source.keywords:
+        if key not in source.keywords and not source.any_key:
             yield f"{dot}{key}: {_unknown_key(key, path, name, source.keywords)}"
-    for key, required in source.keywords.items():
-        if required and key not in arguments:
-            yield f"{dot}{key}: missing, {name} needs it"
+    yield from _missing({key: "" for key, required in source.keywords.items() if required and key not in arguments}, name, path, rooms)
+
+
+def _missing(kinds: Mapping[str, str], name: str, path: str, rooms: tuple[str, ...]) -> Iterator[str]:
+    """A line for each missing key, of which ``kinds`` says what it takes. rooms: of what is not mmalign's own; where rewards stand, a
+    function may be one itself, whose first arguments have other names than ours, so the first line says which ours are."""
+    own = f"; a function that scores by itself begins with ({', '.join(OWN_ARGUMENTS)}), by these names" if "rewards" in rooms else ""
+    for key, kind in kinds.items():
+        yield f"{path}.{key}".lstrip(".") + f": missing, {name} needs it{kind}{own}"
+        own = ""
 
 
 def home(function: Callable[..., Any]) -> str:
@@ -335,7 +341,8 @@ def _kind_of_value(parameter: signatures.Parameter) -> str:
     if parameter.name in ROOMS:
         node = f"{{use: NAME of {' or '.join(ROOMS[parameter.name])}, ...}}"
         return f": {{name: {node}}}" if parameter.name in NAMED else f": {node}"
-    return f": {signatures.show(parameter.annotation)}" if signatures.plain(parameter.annotation) else ""
+    says = signatures.show(parameter.annotation) if signatures.plain(parameter.annotation) else "anything"
+    return "" if says == "anything" else f": {says}"
 
 
 def _existing(path: str, value: str, errors: list[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,19 @@ def test_a_missing_config_names_the_nearest(tmp_path, monkeypatch):
     assert config.load("digits/flow_grpo") == config.load("digits/flow_grpo.yaml") == {"use": "online"}
     with pytest.raises(UserError, match=r"digits/flow_grop: no such config; .*; nearest: digits/flow_grpo"):
         config.load("digits/flow_grop")
+    with pytest.raises(UserError, match=r"^digits: is a folder of configs; takes one of digits/flow_grpo$"):
+        config.load("digits")
+
+
+def test_a_missing_file_is_told_from_its_neighbours_and_not_from_all_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("use: online\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"^mien.yaml: no such file in {re.escape(str(tmp_path))}; nearest: mine$"):
+        config.load("mien.yaml")
+    with pytest.raises(UserError, match=r"zzz: no such config; .*; `mmalign list configs` has them all$"):
+        config.load("zzz")
+    with pytest.raises(UserError, match="is a folder, takes a YAML file"):
+        config.load(tmp_path)
 
 
 def test_shipped_configs_have_no_mistakes():

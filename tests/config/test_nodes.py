@@ -16,6 +16,9 @@ def plain(outputs, prompts):
 def with_column(outputs, prompts, answer, scale=1.0):
     return [scale * (output == right) for output, right in zip(outputs, answer)]
 
+def trl(completions, **kwargs):
+    return [0.0 for _ in completions]
+
 def made(scale):
     return lambda outputs, prompts: [scale for _ in outputs]
 """
@@ -49,6 +52,10 @@ def test_a_reward_itself_and_what_makes_one(node, outputs, columns, scores):
         ({"use": "their_rewards.with_column", "scal": 2.0}, "scal: unknown key of their_rewards.with_column; nearest: scale; takes scale"),
         ({"use": "their_rewards.plain", "scale": 2.0}, "scale: unknown key of their_rewards.plain; takes nothing"),
         ("their_rewards.made", "scale: missing, their_rewards.made needs it"),
+        (
+            "their_rewards.trl",
+            "own.completions: missing, their_rewards.trl needs it; a function that scores by itself begins with (outputs, prompts)",
+        ),
     ],
 )
 def test_mistakes_are_found_imported_or_not(node, mistake, trust):
