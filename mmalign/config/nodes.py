@@ -63,7 +63,7 @@ MODELS = ("pipeline", "model")
 USUAL = {"optimizer": "adamw"}
 """key -> what a node under it uses where it does not say."""
 
-PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """How a word under ``prompts`` ends that is a file."""
 
 OWN_ARGUMENTS = ("outputs", "prompts")
