@@ -5,9 +5,9 @@ python scripts/fuzz/data.py --count 100 --seed 700 # the hundred cases from numb
 python scripts/fuzz/data.py --seed 1000000000      # from this number on, files of Arrow
 
 Files of texts and of pictures in JSONL, JSON, CSV, parquet, arrow and tar (compressed, too) are cut, and bytes of them are flipped,
-doubled, left out and overwritten. A case is made from its number alone. Out of a file that was cut come records of the whole file and no others, and
-where some are missing, that is said. Cases are tried in a process of their own: what ends that (a library's abort, a hang) is a fault of
-the case that it was at, and the next ones go on in another.
+doubled, left out and overwritten. A case is made from its number alone. Out of a file that was cut come records of the whole file and
+no others, and where some are missing, that is said. Cases are tried in a process of their own: what ends that (a library's abort, a hang)
+is a fault of the case that it was at, and the next ones go on in another.
 """
 
 from __future__ import annotations
