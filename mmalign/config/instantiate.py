@@ -16,7 +16,7 @@ from typing import Any
 from mmalign.arguments import signatures
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest
-from mmalign.config.nodes import KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker
+from mmalign.config.nodes import FITS, KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker, unfit
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
 from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, lacking, source_file, source_signature
@@ -299,6 +299,9 @@ def _of_another_kind(name: str, path: str, room: str) -> str:
     key = next((key for key in reversed(keys) if key.partition("[")[0] in ROOMS), "")
     kind = catalogue.KINDS.get(KIND_OF.get(key, ""))
     entry = index(f"mmalign.{room}")[name][0]
+    if keys[-1:] == [key] and unfit(key, entry.returns):
+        others = [other for other in (*FITS, "records") if not unfit(other, entry.returns)]
+        return f"got {name!r}, which gives no {key} but {entry.returns}{f'; it stands under {others[0]}' if others else ''}"
     if kind is None or (key == "judges" and room == "evaluation") or entry.returns in kind.returns or not entry.returns:
         return ""
     known = [listing.name for listing in catalogue.everything(KIND_OF[key])]

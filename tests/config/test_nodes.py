@@ -64,6 +64,28 @@ def test_mistakes_are_found_imported_or_not(node, mistake, trust):
     assert [line for line in mistakes if mistake in line], mistakes
 
 
+@pytest.mark.parametrize(
+    ("key", "name", "says"),
+    [
+        ("policy", "text", "gives no policy but tuple[Any, Any]; it stands under model"),
+        ("policy", "digits", "gives no policy but Any; it stands under pipeline"),
+        ("policy.pipeline", "text", "gives no pipeline but tuple[Any, Any]; it stands under model"),
+        ("prompts", "texts", "gives no prompts but Stored; it stands under records"),
+        ("prompts", "text_plain", "gives no prompts but Callable[..., Tensor]"),
+        ("evaluation.records", "text_plain", "gives no records but Callable[..., Tensor]"),
+        ("evaluation.records", "digits", "gives no records but Any; it stands under pipeline"),
+    ],
+)
+def test_what_stands_in_the_same_room_and_is_another_thing_is_refused(key, name, says):
+    """A room holds models, prompts, records and rewards beside each other; a run would end in an error of Python's."""
+    home = config = load("digits/demo")
+    *homes, last = key.split(".")
+    for word in homes:
+        home = home[word]
+    home[last] = {"use": name}
+    assert f"{key}.use: got {name!r}, which {says}" in check(config)
+
+
 def test_elsewhere_a_function_is_what_makes_the_thing():
     def window(outputs, prompts):
         return outputs
