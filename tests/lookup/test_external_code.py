@@ -209,6 +209,21 @@ def test_a_run_that_names_outside_code_asks_for_trust(theirs: Path, mmalign: Cal
     assert "takes --trust" not in done.err and done.code != 0  # no checkpoint there, or no pipeline: further on than before
 
 
+def test_a_reward_of_ones_own_asks_for_no_trust_where_it_is_not_built(theirs: Path, mmalign: Callable[..., Any]) -> None:
+    node = {**DEMO, "rewards": {"mine": {"use": "loud_three.exact", "first": 1}}, "combine": None, "run": {"name": "theirs"}}
+    (theirs / "runs" / "theirs" / "config.yaml").write_text(yaml.safe_dump(node))
+    for words in (["sample", "theirs"], ["export", "theirs"]):
+        done = mmalign(*words)
+        assert done.code == 2 and "theirs: no checkpoint there" in done.err, done.err  # so far it went
+    for words in (["sample", "theirs", "--guidance", "dps"], ["eval", "theirs"], ["compare", "theirs", "--guidance", "dps"]):
+        assert "loud_three.exact (rewards.mine.use)" in mmalign(*words).err
+    node = {**node, "prompts": {"use": "loud_three.exact", "first": 1}, "evaluation": {"judges": {"a": {"use": "loud_three.exact"}}}}
+    (theirs / "runs" / "theirs" / "config.yaml").write_text(yaml.safe_dump(node))
+    assert "outside of mmalign, which would be imported and run: loud_three.exact (prompts.use); takes" in mmalign("sample", "theirs").err
+    assert "no checkpoint there" in mmalign("sample", "theirs", "--prompt", "a").err
+    assert not (theirs / "imported").exists()
+
+
 def test_check_lists_and_train_says_what_it_imports(theirs: Path, mmalign: Callable[..., Any]) -> None:
     done = mmalign("check", "theirs.yaml")
     assert done.code == 0 and not (theirs / "imported").exists()

@@ -33,9 +33,11 @@ from mmalign.policies.adapters import (
 )
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.comfyui import keyed
+from mmalign.policies.pipelines.calling import quiet
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
 
+WEIGHTS = "pytorch_lora_weights.safetensors"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -124,8 +126,9 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
         return {"load_into_transformer_2": True} if name == "transformer_2" else {}
 
     def load(folder: Path, fresh: Any) -> Any:
-        for name in modules:
-            fresh.load_lora_weights(str(folder / name if options(name) else folder), **options(name))
+        with quiet():  # the encoders' LoRA, of which there is none
+            for name in modules:
+                fresh.load_lora_weights(str(folder / name if options(name) else folder), weight_name=WEIGHTS, **options(name))
         return fresh
 
     code = []
@@ -133,11 +136,11 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
         weights, config = adapter(module, folded=True)
         key = "transformer" if options(name) else name
         layers = {f"{key}_lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
-        type(pipe).save_lora_weights(str(place / name if options(name) else place), **layers)
+        type(pipe).save_lora_weights(str(place / name if options(name) else place), weight_name=WEIGHTS, **layers)
         code.append(
-            f'pipe.load_lora_weights(f"{{folder}}/{name}", load_into_transformer_2=True)'
+            f'pipe.load_lora_weights(f"{{folder}}/{name}", weight_name="{WEIGHTS}", load_into_transformer_2=True)'
             if options(name)
-            else "pipe.load_lora_weights(folder)"
+            else f'pipe.load_lora_weights(folder, weight_name="{WEIGHTS}")'
         )
     return Form("diffusers", tuple(code), dict(modules), load)
 
