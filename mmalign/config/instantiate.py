@@ -282,7 +282,7 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         review.errors.append(f"{path}: {one_line(error)}")
         return Unread(name)
     if not callable(function):
-        review.errors.append(f"{path}: got {name!r}, which is a {type(function).__name__}; takes a function")
+        review.errors.append(f"{path}: got {name!r}, which is of type {type(function).__name__}; takes a function")
         return Unread(name)
     return function  # type: ignore[no-any-return]
 

@@ -173,7 +173,7 @@ WRONG = [
     ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
     ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
     ({"method": {"use": "no_package.at_all"}}, "method.use: no_package.at_all: no module called 'no_package'"),
-    ({"method": {"use": "house.ADAPTER"}}, "method.use: got 'house.ADAPTER', which is a Adapter; takes a function"),
+    ({"method": {"use": "house.ADAPTER"}}, "method.use: got 'house.ADAPTER', which is of type Adapter; takes a function"),
     ({"method": {"use": "house.refuses"}}, "method: low: got 2, takes 0..1"),
     ({"rewards": {"size": {"scale": 1}}}, "rewards.size.use: missing, takes a name of rewards or worlds, or an import path"),
     ({"rewards": {"size": 3}}, "rewards.size: got 3, takes a node {use: NAME, ...}"),

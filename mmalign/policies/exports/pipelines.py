@@ -37,7 +37,6 @@ from mmalign.policies.pipelines.calling import quiet
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -128,7 +127,7 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
     def load(folder: Path, fresh: Any) -> Any:
         with quiet():  # the encoders' LoRA, of which there is none
             for name in modules:
-                fresh.load_lora_weights(str(folder / name if options(name) else folder), weight_name=WEIGHTS, **options(name))
+                fresh.load_lora_weights(str(folder / name if options(name) else folder), **options(name))
         return fresh
 
     code = []
@@ -136,11 +135,11 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
         weights, config = adapter(module, folded=True)
         key = "transformer" if options(name) else name
         layers = {f"{key}_lora_layers": weights, f"{key}_lora_adapter_metadata": plain_config(config.to_dict())}
-        type(pipe).save_lora_weights(str(place / name if options(name) else place), weight_name=WEIGHTS, **layers)
+        type(pipe).save_lora_weights(str(place / name if options(name) else place), **layers)
         code.append(
-            f'pipe.load_lora_weights(f"{{folder}}/{name}", weight_name="{WEIGHTS}", load_into_transformer_2=True)'
+            f'pipe.load_lora_weights(f"{{folder}}/{name}", load_into_transformer_2=True)'
             if options(name)
-            else f'pipe.load_lora_weights(folder, weight_name="{WEIGHTS}")'
+            else "pipe.load_lora_weights(folder)"
         )
     return Form("diffusers", tuple(code), dict(modules), load)
 
