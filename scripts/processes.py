@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
 import time
@@ -252,6 +253,8 @@ def train(trained: Trained, names: Sequence[str], root: Path) -> dict[str, str]:
 
     while left := [name for name in names if not ended(name) and name not in died]:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in left:
+            shutil.rmtree(folder / name, ignore_errors=True)  # begun by a call that was ended
         codes = wait(fork(trained.processes, act, folder / "processes", timeout=TIMEOUT, quiet=True))
         if any(codes):
             said = [text.strip().splitlines()[-1] for text in words(folder / "processes", trained.processes) if text.strip()]

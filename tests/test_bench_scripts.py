@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,15 +122,17 @@ def test_rows_to_a_gold_lie_on_a_line_between_two_marks(script: Callable[[str], 
     assert page.rows_to(marked((1000, 0.6), (3000, 1.0)), 0.9, 0.5) == pytest.approx(2500)
     assert page.rows_to(marked((1000, 0.95)), 0.9, 0.5) == pytest.approx(1000 * 0.4 / 0.45)
     assert page.thousands(page.rows_to(marked((1000, 0.6), (3000, 0.8)), 0.9, 0.5)) == "never"
-    assert page.fewer([1000.0, 2000.0, 4000.0], [40000.0]) == "1/20.0 (1/10.0 to 1/40.0)"
+    assert page.fewer([1000.0, 2000.0, 4000.0], [40000.0], 48000) == "1/20.0 (1/40.0 to 1/10.0)"
+    assert page.fewer([1000.0, 80000.0, math.inf], [40000.0], 99000) == "2.0 (1/40.0 to never)"
+    assert page.fewer([1000.0, 2000.0, 4000.0], [40000.0, math.inf, math.inf], 48000) == "below 1/24.0"
     assert page.at_budget(marked((1000, 0.6), (3000, 0.7), (9000, 0.8)), 2500)["gold"] == 0.7
 
 
-def test_the_league_counts_training_and_no_evaluation(script: Callable[[str], Any]) -> None:
-    """A step of 4 prompts in groups of 8 of DiffusionNFT: 32 rows in 8 steps of a rollout, and at 4 noise levels under the set that
+@pytest.mark.parametrize(("world", "prompts"), [("digits", 4), ("moving_digits", 1)])
+def test_the_league_counts_training_and_no_evaluation(world: str, prompts: int, script: Callable[[str], Any]) -> None:
+    """A step of prompts in groups of 8 of DiffusionNFT: each row in 8 steps of a rollout, and at 4 noise levels under the set that
     sampled, in preflight and in the update; that a probe asks the pipeline for its schedule is no training."""
     league = script("league")
-    world, entry = league.WORLDS["digits"], league.entries()["diffusion_nft"]
 
     class Once:
         def __init__(self, meter: Any, policy: Any):
@@ -141,7 +144,8 @@ def test_the_league_counts_training_and_no_evaluation(script: Callable[[str], An
             if step:
                 raise league.Enough
 
-    assert league.run(world, league.node_of(world, entry), Once, seed=0, prompts=4).meter.calls.rows == 32 * 8 + 3 * 4 * 32
+    node = league.node_of(league.WORLDS[world], league.entries()["diffusion_nft"], [f"batch.prompts={prompts}"])
+    assert league.run(league.WORLDS[world], node, Once, seed=0).meter.calls.rows == prompts * 8 * (8 + 3 * 4)
 
 
 def test_a_world_that_nobody_ran_in_keeps_its_part_of_the_page(script: Callable[[str], Any], tmp_path: Path) -> None:
@@ -154,22 +158,25 @@ def test_a_world_that_nobody_ran_in_keeps_its_part_of_the_page(script: Callable[
     run = {"world": "moving_digits", "name": "draft", "kind": "seed", "number": 0, "changes": ["a=1"], **marked((6000, 0.5))}
     page.write(tmp_path, league.WORLDS, [base, run], published="flow_grpo", kinds={"draft": "reward_gradient"})
     text = (tmp_path / "LEAGUE.md").read_text(encoding="utf-8")
-    assert page.parts(text)["digits"] == old and "| draft `a=1` |" in page.parts(text)["moving_digits"]
+    assert page.parts(text)["digits"] == old and "| draft | reward gradient | never | 0 of 1 |" in page.parts(text)["moving_digits"]
+    (tmp_path / "LEAGUE.md").write_text(text + "\n## Tried besides\n\nby hand\n", encoding="utf-8")
+    page.write(tmp_path, league.WORLDS, [base, run], published="flow_grpo", kinds={"draft": "reward_gradient"})
+    assert (tmp_path / "LEAGUE.md").read_text(encoding="utf-8") == text + "\n## Tried besides\n\nby hand\n"
 
 
 def test_the_league_goes_on_with_what_is_missing(script: Callable[[str], Any]) -> None:
     league = script("league")
     there = {league.Job("digits", league.PUBLISHED, "base"): {"gold": 0.5}}
     there |= {league.Job("digits", "draft", "trial", n): {"changes": [f"n={n}"], **marked((500, 0.5 + 0.1 * (n == 2)))} for n in range(3)}
-    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "trial", 3)
+    assert league.following("digits", "draft", there, seeds=3, count=4) == league.Job("digits", "draft", "trial", 3)
     there[league.Job("digits", "draft", "trial", 3)] = {"changes": ["n=3"], "failed": "out of reach"}
     assert league.chosen("digits", "draft", there) == ["n=2"]
-    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "seed", 0)
+    assert league.following("digits", "draft", there, seeds=3, count=4) == league.Job("digits", "draft", "seed", 0)
     there |= {league.Job("digits", "draft", "seed", n): marked((500, 0.9 - 0.1 * n)) for n in range(3)}
     there[league.Job("digits", "draft", "memory")] = {}
-    assert league.following("digits", "draft", there, 3) == league.Job("digits", "draft", "seed", 3)  # they are .2 apart
+    assert league.following("digits", "draft", there, seeds=3, count=4) == league.Job("digits", "draft", "seed", 3)  # they are .2 apart
     there |= {league.Job("digits", "draft", "seed", n): marked((500, 0.9)) for n in range(5)}
-    assert league.following("digits", "draft", there, 3) is None
+    assert league.following("digits", "draft", there, seeds=3, count=4) is None
 
 
 def test_a_trial_is_no_better_for_being_judged_later(script: Callable[[str], Any]) -> None:

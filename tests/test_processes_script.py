@@ -16,6 +16,9 @@ OF = {"kinds": ["online/paths"], "processes": [2], "ways": ["whole"], "models": 
 
 def test_runs_are_compared_number_by_number_and_refusals_by_their_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     call = argparse.Namespace(methods=["reinforce", "draft"], **OF)
+    begun = processes.Trained("online/paths", "full", "whole", 2).folder(tmp_path) / "reinforce" / "run"
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").touch()  # by a call that was ended; made anew
     assert processes.table(call, tmp_path) == 0
     row = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("online/paths"))
     alike, refused, differs, numbers, share = row.partition("|")[2].split()[:5]

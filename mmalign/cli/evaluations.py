@@ -187,7 +187,7 @@ def _policy(model: str, parameters: str | None, trust: bool) -> tuple[Any, str]:
     from mmalign.types import UserError
 
     if (folder := found(model)) is not None:
-        run = trained(folder, trust=trust)
+        run = trained(folder, trust=trust, builds=("policy",))
         wanted = parameters or run.best
         return run.policy(), "current" if wanted == "trained" else wanted
     if parameters is not None:

@@ -80,7 +80,7 @@ def export(
     """
     if push is not None:
         may_push(push)
-    run = trained(run_folder, trust=trust)
+    run = trained(run_folder, trust=trust, builds=("policy", "prompts"))
     chosen = parameters or run.best
     if chosen not in run.sets:
         raise UserError(f"--set: got {chosen!r}, this run has {', '.join(run.sets)}")

@@ -43,12 +43,12 @@ def sample(
     Of a language model, the path of JSON lines: ``{"prompt": ..., "seed": ..., "completion": ...}``.
 
     Args:
-        run_folder: of a run with a config; nothing in it but its policy is built.
+        run_folder: of a run with a config; nothing in it is built but its policy, and its prompts where none are given.
         prompts: those of the run's evaluations by default, or else the ones it trained on.
         count: samples of each prompt, at the seeds ``seed``, ``seed + 1``, ...
         out: where to write; ``samples/sampled_<step>.png`` (``.jsonl``) in the run by default. A name that ends in ``.mp4`` makes a film of
             videos, and one without an ending a folder with each sample as a file of its own.
-        trust: the run's config may name code outside of mmalign, which is then imported and run.
+        trust: what is built may name code outside of mmalign, which is then imported and run.
 
     The best evaluated parameters are taken where the run kept them, or else their moving average where it has one. Of several processes
     each samples for some of the prompts, and the main one writes.
@@ -58,7 +58,7 @@ def sample(
     """
     team = joined()
     with stopping_together(team):
-        run = trained(run_folder, trust=trust)
+        run = trained(run_folder, trust=trust, builds=("policy",) if prompts else ("policy", "prompts"))
         if count < 1:
             raise UserError(f"count: got {count}, takes 1 or more")
         evaluation = run.config.get("evaluation") or {}

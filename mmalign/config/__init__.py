@@ -123,5 +123,12 @@ def locate(path: str | Path) -> Path:
             return candidate
     folder = resource("configs")
     known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-    near = nearest(str(path), known) or f"; configs here: {', '.join(known)}"
-    raise UserError(f"{path}: no such config; takes a YAML file or a short name{near}")
+    if inside := [name for name in known if name.startswith(f"{str(path).strip('/')}/")]:
+        raise UserError(f"{path}: is a folder of configs; takes one of {', '.join(inside)}")
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder, takes a YAML file or a short name")
+    if Path(path).suffix in (".yaml", ".yml"):
+        here = [file.stem for file in Path().glob("*.yaml")]
+        raise UserError(f"{path}: no such file in {Path.cwd()}{nearest(str(path).rpartition('.')[0], [*here, *known])}")
+    near = nearest(str(path), known) or "; `mmalign list configs` has them all"
+    raise UserError(f"{path}: no such config; takes a YAML file or a short name, such as digits/demo{near}")

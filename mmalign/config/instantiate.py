@@ -16,7 +16,7 @@ from typing import Any
 from mmalign.arguments import signatures
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import nearest
-from mmalign.config.nodes import KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker
+from mmalign.config.nodes import FITS, KIND_OF, LATER, MODELS, NAMED, OWN_ARGUMENTS, ROOMS, USUAL, Product, expanded, maker, unfit
 from mmalign.config.parsing import one_line
 from mmalign.lookup import catalogue
 from mmalign.lookup.external_code import IMPORT_PATH, ExternalCode, is_importable, is_offered, lacking, source_file, source_signature
@@ -141,9 +141,8 @@ def _plan_call(node: Mapping[str, Any], path: str, rooms: tuple[str, ...], revie
         planned[key] = plan_value(value, f"{dot}{key}", ROOMS.get(key, rooms), review)
         if not any_key:
             review.errors.append(f"{dot}{key}: {_unknown_key(key, path, name, parameters)}")
-    for key, parameter in parameters.items():
-        if parameter.required and key not in arguments:
-            review.errors.append(f"{dot}{key}: missing, {name} needs it{_kind_of_value(parameter)}")
+    missing = {key: _kind_of_value(parameter) for key, parameter in parameters.items() if parameter.required and key not in arguments}
+    review.errors.extend(_missing(missing, name, path, () if home(function).startswith("mmalign.") else rooms))
     call = Call(path, name, function, planned)
     if home(function).startswith(CHEAP) and len(review.errors) == before and harmless(call, review):
         review.errors.extend(_refusal(call))
@@ -157,16 +156,23 @@ def _unknown_key(key: str, path: str, name: str, known: Mapping[str, Any]) -> st
 def _keys_as_written(name: str, arguments: Mapping[str, Any], path: str, rooms: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keywords of a function that was not imported, as its source says."""
     source, dot = source_signature(name), f"{path}." if path else ""
-    if source is None or source.any_key:
+    if source is None:
         return
     if "rewards" in rooms and tuple(source.keywords)[:2] == OWN_ARGUMENTS:  # a reward itself, see ``nodes.maker``
         source = source._replace(keywords={key: False for key, required in source.keywords.items() if not required})
     for key in arguments:
-        if key not in source.keywords:
+        if key not in source.keywords and not source.any_key:
             yield f"{dot}{key}: {_unknown_key(key, path, name, source.keywords)}"
-    for key, required in source.keywords.items():
-        if required and key not in arguments:
-            yield f"{dot}{key}: missing, {name} needs it"
+    yield from _missing({key: "" for key, required in source.keywords.items() if required and key not in arguments}, name, path, rooms)
+
+
+def _missing(kinds: Mapping[str, str], name: str, path: str, rooms: tuple[str, ...]) -> Iterator[str]:
+    """A line for each missing key, of which ``kinds`` says what it takes. rooms: of what is not mmalign's own; where rewards stand, a
+    function may be one itself, whose first arguments have other names than ours, so the first line says which ours are."""
+    own = f"; a function that scores by itself begins with ({', '.join(OWN_ARGUMENTS)}), by these names" if "rewards" in rooms else ""
+    for key, kind in kinds.items():
+        yield f"{path}.{key}".lstrip(".") + f": missing, {name} needs it{kind}{own}"
+        own = ""
 
 
 def home(function: Callable[..., Any]) -> str:
@@ -276,7 +282,7 @@ def _look_up(name: Any, path: str, rooms: tuple[str, ...], review: Review) -> Ca
         review.errors.append(f"{path}: {one_line(error)}")
         return Unread(name)
     if not callable(function):
-        review.errors.append(f"{path}: got {name!r}, which is a {type(function).__name__}; takes a function")
+        review.errors.append(f"{path}: got {name!r}, which is of type {type(function).__name__}; takes a function")
         return Unread(name)
     return function  # type: ignore[no-any-return]
 
@@ -293,6 +299,9 @@ def _of_another_kind(name: str, path: str, room: str) -> str:
     key = next((key for key in reversed(keys) if key.partition("[")[0] in ROOMS), "")
     kind = catalogue.KINDS.get(KIND_OF.get(key, ""))
     entry = index(f"mmalign.{room}")[name][0]
+    if keys[-1:] == [key] and unfit(key, entry.returns):
+        others = [other for other in (*FITS, "records") if not unfit(other, entry.returns)]
+        return f"got {name!r}, which gives no {key} but {entry.returns}{f'; it stands under {others[0]}' if others else ''}"
     if kind is None or (key == "judges" and room == "evaluation") or entry.returns in kind.returns or not entry.returns:
         return ""
     known = [listing.name for listing in catalogue.everything(KIND_OF[key])]
@@ -335,7 +344,8 @@ def _kind_of_value(parameter: signatures.Parameter) -> str:
     if parameter.name in ROOMS:
         node = f"{{use: NAME of {' or '.join(ROOMS[parameter.name])}, ...}}"
         return f": {{name: {node}}}" if parameter.name in NAMED else f": {node}"
-    return f": {signatures.show(parameter.annotation)}" if signatures.plain(parameter.annotation) else ""
+    says = signatures.show(parameter.annotation) if signatures.plain(parameter.annotation) else "anything"
+    return "" if says == "anything" else f": {says}"
 
 
 def _existing(path: str, value: str, errors: list[str]) -> str:

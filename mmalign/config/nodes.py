@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmalign.arguments import signatures
+from mmalign.lookup.catalogue import KINDS, PROMPTS
 from mmalign.lookup.external_code import IMPORT_PATH
 from mmalign.rooms import index, resource
 
@@ -63,7 +64,7 @@ MODELS = ("pipeline", "model")
 USUAL = {"optimizer": "adamw"}
 """key -> what a node under it uses where it does not say."""
 
-PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """How a word under ``prompts`` ends that is a file."""
 
 OWN_ARGUMENTS = ("outputs", "prompts")
@@ -79,6 +80,22 @@ KIND_OF = {
     "metrics": "metrics",
 }
 """key -> the kind of what stands under it (`catalogue.KINDS`), where its rooms hold other things too."""
+
+
+FITS = {
+    "policy": KINDS["policies"].returns,
+    "prompts": PROMPTS,
+    "pipeline": frozenset({"Any"}),
+    "model": frozenset({"tuple[Any, Any]"}),
+}
+"""key -> what a function of ours gives whose node stands there; its rooms hold other things too."""
+
+
+def unfit(key: str, gives: str) -> bool:
+    """Whether a function of ours that gives this is none for the node under a key."""
+    if key == "records":
+        return gives.startswith(("Callable", "Mask")) or any(gives in fits for fits in FITS.values())
+    return key in FITS and gives not in FITS[key]
 
 
 class Product(str):

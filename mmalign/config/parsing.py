@@ -9,6 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+MEANT = {
+    "\\t": "; lines are indented with spaces",
+    "mapping values are not allowed": "; is the line indented as its neighbours, and is text that holds a colon in quotes?",
+}
+"""What YAML's words say -> what to do about it."""
+
 MOST_BYTES, MOST_NODES, DEEPEST, MOST_DIGITS = 4 * 2**20, 200_000, 40, 40
 """Of a config: bytes, keys and values with aliases written out, levels, and digits of a number."""
 
@@ -23,8 +29,10 @@ def read(file: Path) -> Any:
         size, text = file.stat().st_size, ""
         if size <= MOST_BYTES:
             text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{file}: not readable as YAML: {one_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not readable as YAML: {one_line(error)}; takes UTF-8, save it as that") from error
     if size > MOST_BYTES:
         raise UserError(f"{file}: got {size:,} bytes, a config takes at most {MOST_BYTES:,}")
     config = parsed(text, str(file))
@@ -51,8 +59,22 @@ def parsed(text: str, name: str) -> Any:
     except OmegaConfBaseException as error:
         key = f" at {error.full_key}" if error.full_key else ""
         raise UserError(f"{name}: not readable as YAML{key}: {one_line(error)}") from error
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{name}: not readable as YAML: {_where(error)}") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{name}: not readable as YAML: {one_line(error)}") from error
+
+
+def _where(error: Any) -> str:
+    """What YAML says, in which line, and what is meant by it."""
+    says, at, begins = error.problem or error.context or "", error.problem_mark, error.context_mark
+    place = "" if at is None else f" in line {at.line + 1}, column {at.column + 1}"
+    meant = next((meant for words, meant in MEANT.items() if words in says), "")
+    if not error.problem or begins is None or begins.line == at.line:
+        return f"{says}{place}{meant}"
+    if says.startswith("but "):
+        return f"{error.context} {says}{place}"
+    return f"{says}{place}, {error.context} of line {begins.line + 1}{meant}"
 
 
 def refuse_large(node: Any, name: str) -> None:
@@ -91,6 +113,6 @@ def refuse_large(node: Any, name: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """What an error says, without the lines that OmegaConf adds."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).replace('in "<unicode string>", ', "at ").splitlines()]
     text = " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
     return (text if len(text) <= 1000 else f"{text[:1000]} ...") or type(error).__name__

@@ -13,7 +13,10 @@ from mmalign.lookup.external_code import source_signature
 
 READERS = ("rewards", "oracle")
 EVALUATED = ("judges", "metrics")
-FILES = {"mmalign.data.prompts": (".txt", ".jsonl", ".json", ".csv", ".parquet"), "mmalign.data.pictures": (".jsonl", ".json", ".csv")}
+FILES = {
+    "mmalign.data.prompts": (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
+    "mmalign.data.pictures": (".jsonl", ".json", ".csv", ".tsv"),
+}
 """Where functions are that read prompts of a file, and of which kinds of files that writes nothing."""
 
 MOST_BYTES = 64 * 2**20

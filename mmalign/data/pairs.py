@@ -21,7 +21,7 @@ from mmalign.data._reading.tables import Block, blocks, located
 from mmalign.data._schemas import outputs
 from mmalign.data._schemas.notices import Notice
 from mmalign.media import Broken, Limits
-from mmalign.records import Pair, Ranking, Record, Thumb, Unread, outputs_of
+from mmalign.records import Drawn, Pair, Ranking, Record, Thumb, Unread, outputs_of
 from mmalign.types import UserError
 
 __all__ = ["Listed", "hub_pairs", "listed", "pairs"]
@@ -117,10 +117,10 @@ def hub_pairs(  # how a data set of others is read
 
 
 class Listed:
-    """Records that are in memory, as ``records.Records``: every pass in another order."""
+    """Records that are in memory, as ``records.Records``: every pass in another order. broken: those that are put aside, and why."""
 
-    def __init__(self, records: Sequence[Record]):
-        self.records, self.broken = records, dict[str, str]()
+    def __init__(self, records: Sequence[Record], broken: Mapping[str, str] | None = None):
+        self.records, self.broken = records, dict(broken or {})
 
     def digest(self) -> str:
         """Of prompts, words, labels and shapes: numbers of a model's own pictures may differ by rounding elsewhere."""
@@ -144,9 +144,10 @@ class Listed:
 def listed(records: Sequence[Record]) -> Listed:
     """A list of records as a stream.
 
-    records: ``records.Pair``, ``Thumb`` or ``Ranking``.
+    records: ``records.Pair``, ``Thumb`` or ``Ranking``. A pair in which an output is said to be better than itself is put aside, as it is
+    of a file; as a tie it stays.
 
-    Errors: UserError for an empty list, or what is no record, or says what cannot be.
+    Errors: UserError for an empty list, one of such pairs alone, or what is no record, or says what cannot be.
     """
     if not records:
         raise UserError("records: got none, takes at least one")
@@ -163,7 +164,21 @@ def listed(records: Sequence[Record]) -> Listed:
             raise UserError(f"records[{number}]: got {record.labels[odd[0]]} as label of {odd[0]}, takes 0..1")
         if record.ratings and len(record.ratings) != (count := len(outputs_of(record))):
             raise UserError(f"records[{number}]: got ratings of {len(record.ratings)} outputs, takes one mapping for each of {count}")
-    return Listed(records)
+    strange = {number: record for number, record in enumerate(records) if isinstance(record, Pair) and _better_than_itself(record)}
+    if len(strange) == len(records):
+        raise UserError("records: both sides of every pair are the same, and one of them is said to be better; takes outputs that differ")
+    broken = {record.id or f"records[{number}]": "both sides are the same" for number, record in strange.items()}
+    return Listed([record for number, record in enumerate(records) if number not in strange] if strange else records, broken)
+
+
+def _better_than_itself(pair: Pair) -> bool:
+    """Whether an output is compared with itself, under one prompt, and one side is said to be better, in all or in some dimension."""
+    one, other = pair.first, pair.second
+    if pair.other is not None or isinstance(one, Drawn) or type(one) is not type(other):
+        return False
+    if not any(value == value and value != 0.5 for value in (pair.strength, *pair.labels.values())):
+        return False
+    return one is other or (torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other))
 
 
 def _with_media(ties: str, limits: Limits, folder: str | None) -> Callable[[outputs.Draft], Record]:

@@ -43,7 +43,7 @@ def picture_texts(  # how a data set of others is read
     cache: str | None = None, ties: Literal["soft", "drop"] = "soft", animated: media.Animated = "refuse", max_text: Size = 2**20,
     max_bytes: Size = 64 * 2**20, max_pixels: Size = 64 * 10**6,
 ) -> Stored:  # fmt: skip
-    """Answers about pictures or videos in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
+    """Answers about pictures or videos in local files: JSONL, JSON, CSV, TSV, parquet, arrow or tar, or a folder of them.
 
     Args:
         path: a file, a folder of files, or a list of these. A prompt becomes a conversation that holds its media as

@@ -17,12 +17,13 @@ from mmalign.data._schemas.turns import turns_of
 from mmalign.media import Broken, is_address
 from mmalign.types import Prompt, UserError
 
-ROWS = (".jsonl", ".json", ".csv", ".parquet")
-BINARY = (".tar", ".gz", ".zip", ".arrow", ".xlsx", ".pdf", ".png", ".jpg")
+ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+BINARY = (".tar", ".gz", ".zip", ".xlsx", ".pdf", ".png", ".jpg")
 
 
 def prompts(path: str, *, key: str = "prompt", limit: Count | None = None, files: Sequence[str] = ()) -> list[str | Prompt]:
-    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or rows (JSON lines, JSON, CSV, parquet), other keys as columns.
+    """Prompts of a file: ``.txt``, one to a line, empty lines left out; or rows (JSON lines, JSON, CSV, TSV, parquet, arrow), whose other
+    keys are columns.
 
     path: the file. key: where a row has the prompt, a string or a conversation (a list of turns). limit: the first so many.
     files: columns that hold paths relative to the file, or lists of them. What rewards, judges and oracles read of a prompt, such as its

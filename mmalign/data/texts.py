@@ -30,7 +30,7 @@ def texts(
     path: str | list[str], *, schema: SchemaName = "auto", columns: dict[str, str] | None = None, ties: Literal["soft", "drop"] = "soft",
     score: Score = "ratings", transcripts: Form = "turns", separator: str = "\n", max_bytes: Size = 2**20,
 ) -> Stored:  # fmt: skip
-    """Preference data of texts in local files: JSONL, JSON, CSV, parquet or tar, or a folder of them.
+    """Preference data of texts in local files: JSONL, JSON, CSV, TSV, parquet, arrow or tar, or a folder of them.
 
     Args:
         path: a file, a folder of files, or a list of these.

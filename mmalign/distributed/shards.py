@@ -2,7 +2,8 @@
 
 A gather takes all processes, and how often a process runs a block follows from its own rows: texts end at other lengths, batches of
 other sizes are as many as they are. So a process asks before each gather (``Team.ask``), and whoever has nothing to run, or another block,
-takes part with its shards (``Shards.help``): nobody has to run as often as the others do, and no policy knows of shards.
+takes part with its shards (``Shards.help``): nobody has to run as often as the others do, and no policy knows of shards. Where all run
+the same, and are to run the same next, they begin to gather what is next before this block is computed (``Shards._before``).
 
 Gradients of a whole block stay with the process until the update's backward passes are done, and are then summed into shards. Under
 mixed precision each pass leaves its own in the low type; they are added up in float32, here (``_add_up``): what ``fully_shard`` itself
@@ -12,9 +13,8 @@ would keep of them between passes (``unsharded_accumulated_grad``) stands nowher
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.meshes import mesh_of
+from mmalign.distributed.meshes import in_processes, is_cut, like, mesh_of, of_rows, whole
+from mmalign.distributed.messages import Begun, fingerprint, spread
 from mmalign.distributed.team import Team
 from mmalign.types import Policy, UserError
 
-SOME = 64  # numbers of each tensor by which weights are told apart
 MIXED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What parameters may be kept in whose blocks run in another type."""
 
@@ -60,6 +60,10 @@ class Placed(Protocol):
     @property
     def place(self) -> str:
         """``replicate`` or ``fsdp2``."""
+
+    @property
+    def gathered(self) -> str:
+        """``block`` or ``rollout``: how long a gathered block stays."""
 
     @property
     def mixed_precision(self) -> str | None:
@@ -121,6 +125,13 @@ def sharded(policy: Policy, devices: Placed, team: Team) -> Shards | None:
     return sets.shards  # type: ignore[no-any-return]
 
 
+def held(policy: Policy) -> AbstractContextManager[None]:
+    """While a rollout is drawn: what is gathered for it stays, where the run asks for that."""
+    sets: Any = policy.sets
+    cut: Shards | None = sets.shards
+    return nullcontext() if cut is None or cut.devices.gathered == "block" else cut.held()
+
+
 def refuse_alone(place: str | None, team: Team) -> None:
     """Errors: UserError for shards in one process; asked before anything is loaded, too."""
     if place == "fsdp2" and team.size == 1:
@@ -132,7 +143,8 @@ class Shards:
     """The blocks of a policy's model, and of those that its references are, cut over the processes of a team.
 
     leaves: trained parameter -> what autograd knows of it: the whole one, which is there while its block is gathered. sums: of what is
-    added up in float32, the gradients of whole blocks so far. Errors: UserError for a model that repeats no block, or whose blocks
+    added up in float32, the gradients of whole blocks so far. follows: the block that runs after one, forwards (1) and backwards (-1), as
+    far as the model's lists say it and no pass has done otherwise. Errors: UserError for a model that repeats no block, or whose blocks
     cannot be cut so.
     """
 
@@ -140,6 +152,7 @@ class Shards:
         self.sets, self.team, self.devices = sets, team, devices
         self.blocks, self.numbers, self.names = list[Any](), list[int](), list[list[str]]()
         self.leaves, self.sums = dict[str, nn.Parameter](), dict[str, Tensor]()
+        self.follows, self._expected, self._holds = dict[tuple[int, int], int](), (-1, 0), False
         kind = (device or next(sets.module.parameters()).device).type
         if devices.offload and kind == "cpu":
             raise UserError("devices.offload: got true, and the model is on the CPU already; takes false")
@@ -157,9 +170,12 @@ class Shards:
         from torch.distributed.fsdp import FSDPModule
 
         names = {id(p): name for name, p in self.sets.trained.items()}
-        for block in [block for module in modules for block in blocks_of(module)]:
-            if not isinstance(block, FSDPModule):
+        for row in [row for module in modules for row in lists_of(module)]:
+            for number, block in enumerate(block for block in row if not isinstance(block, FSDPModule)):
                 self._cut(block, [names[id(p)] for p in block.parameters() if id(p) in names])
+                if number:
+                    here = len(self.blocks) - 1
+                    self.follows |= {(here - 1, 1): here, (here, -1): here - 1}
 
     def _cut(self, block: nn.Module, names: list[str]) -> None:
         owners = {name: self.sets.module.get_submodule(name.rpartition(".")[0]) for name in names}
@@ -176,7 +192,7 @@ class Shards:
         self.leaves |= leaves
         for name, leaf in leaves.items() if self.runs_in is not None else ():
             leaf.register_post_accumulate_grad_hook(partial(self._add_up, name))
-        block.register_forward_pre_hook(torch.compiler.disable(partial(self._before, place)), prepend=True)
+        block.register_forward_pre_hook(torch.compiler.disable(partial(self._before, place, 1)), prepend=True)
         block.register_forward_hook(torch.compiler.disable(partial(self._after_forward, place)), prepend=True)
 
     @property
@@ -199,22 +215,50 @@ class Shards:
         else:
             self.sums[name] = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
 
-    def _before(self, place: int, *_: Any) -> None:
-        """Before a block is gathered, forwards or backwards: the others take part."""
-        if is_cut(next(self.blocks[place].parameters())):
-            self.team.ask(self.numbers[place], self._names_of_sets().index(self.sets.in_place))
+    def _before(self, place: int, step: int, *_: Any) -> None:
+        """Before a block is gathered, forwards (step 1) or backwards (-1): the others take part, and what follows may begin to be."""
+        block = self.blocks[place]
+        if not is_cut(next(block.parameters())):
+            return
+        if self._expected in self.follows and self.follows[self._expected] != place:
+            del self.follows[self._expected]  # this model runs its blocks in another order
+        then, values = self.follows.get((place, step), -1), self._names_of_sets().index(self.sets.in_place)
+        if then >= 0 and not is_cut(next(self.blocks[then].parameters())):
+            then = -1
+        ahead = self.team.ask(self.numbers[place], values, then if then < 0 else self.numbers[then])
+        block.unshard()
+        self._expected = (place, step)
+        if ahead:
+            handle = self.blocks[then].unshard(async_op=True)
+            self.team.begun = Begun(self.numbers[then], values, lambda: (handle.wait(), self.blocks[then].reshard()))
 
     def _after_forward(self, place: int, block: nn.Module, inputs: Any, output: Any) -> None:
         from torch.utils._pytree import tree_leaves
 
         for value in tree_leaves(output):
             if isinstance(value, Tensor) and value.requires_grad:
-                value.register_hook(lambda gradient: self._before(place))  # stands before the hook of fully_shard, which gathers
+                value.register_hook(lambda gradient: self._before(place, -1))  # stands before the hook of fully_shard, which gathers
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is gathered inside of the block stays there, for as long as the parameters hold the same values."""
+        self._holds = True
+        try:
+            for block in self.blocks:
+                block.set_reshard_after_forward(False)
+            yield
+        finally:
+            self._holds = False
+            for block in self.blocks:
+                block.set_reshard_after_forward(True)
+                block.reshard()
 
     def help(self, number: int, which: int) -> None:
         """Takes part in the gather of a block for another process, with the values of the set that is in place there."""
         place = self.numbers.index(number)
         block = self.blocks[place]
+        if self._holds:
+            block.reshard()  # and gathers it again when it runs it
         if not is_cut(next(block.parameters())):
             raise UserError(
                 f"devices.place: another process gathers {type(block).__name__} {number} while this one holds it; takes replicate"
@@ -228,6 +272,8 @@ class Shards:
 
     def forget(self) -> None:
         """Drops gradients, and what a pass that an exception ended has gathered."""
+        self.team.let_go()
+        self._expected = (-1, 0)
         for block in self.blocks:
             block.reset_iter_state()
             block.reshard()
@@ -276,19 +322,19 @@ def _in_shards(block: nn.Module, mesh: Any, runs_in: torch.dtype | None, *, offl
     return block
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """What a model repeats: the entries of its outermost lists of modules, where they hold parameters."""
-    blocks: list[nn.Module] = []
+def lists_of(module: nn.Module) -> list[list[nn.Module]]:
+    """What a model repeats: its outermost lists of modules, of each the entries that hold parameters."""
+    lists: list[list[nn.Module]] = []
 
     def walk(part: nn.Module) -> None:
         for child in part.children():
             if isinstance(child, nn.ModuleList):
-                blocks.extend(entry for entry in child if any(True for _ in entry.parameters()))
+                lists.append([entry for entry in child if any(True for _ in entry.parameters())])
             else:
                 walk(child)
 
     walk(module)
-    return blocks
+    return lists
 
 
 def leaves(policy: Policy) -> list[Tensor]:
@@ -301,18 +347,6 @@ def leaves(policy: Policy) -> list[Tensor]:
 # Tensors
 
 
-def fingerprint(value: Tensor) -> int:
-    """What tensors are told apart by: a checksum of some of their numbers."""
-    flat = value.detach().flatten()
-    return zlib.crc32(flat[spread(len(flat)).to(flat.device)].cpu().view(torch.uint8).numpy().tobytes())
-
-
-def spread(count: int) -> Tensor:
-    """Places of some of ``count`` numbers, from the first to the last, by which tensors are told apart."""
-    some = min(count, SOME)
-    return torch.arange(some) * (count - 1) // max(some - 1, 1)
-
-
 def digest(modules: Mapping[str, nn.Module]) -> str:
     """What weights are told apart by: the names, shapes and types of all tensors, and some numbers of each, spread over it."""
     hasher = hashlib.blake2b(digest_size=8)
@@ -323,62 +357,6 @@ def digest(modules: Mapping[str, nn.Module]) -> str:
             numbers = value.flatten().view(torch.uint8).view(-1, value.element_size())[spread(value.numel()).to(value.device)]
             hasher.update(numbers.cpu().numpy().tobytes())
     return hasher.hexdigest()
-
-
-def in_processes() -> bool:
-    """Whether this is one of several processes, whose parameters may be in shards."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def is_cut(value: Tensor) -> bool:
-    """Whether this is a part of a tensor, of which other processes hold the others."""
-    if not in_processes():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(value, DTensor)
-
-
-def like(value: Tensor, p: Tensor) -> Tensor:
-    """A whole tensor as the shards of a parameter that ``fully_shard`` has cut; others as they are."""
-    own = None if is_cut(value) or value.shape != p.shape else own_rows(p)
-    return value if own is None else of_rows(value[own.first : own.first + len(own.value)], p)
-
-
-class Rows(NamedTuple):
-    """What a process holds of a tensor in shards: its rows from ``first`` on."""
-
-    first: int
-    value: Tensor
-
-
-def own_rows(value: Tensor) -> Rows | None:
-    """This process's rows of a tensor that ``fully_shard`` has cut, or None for others. They are those of ``torch.chunk``."""
-    if not is_cut(value):
-        return None
-    cut: Any = value
-    each = -(-value.shape[0] // cut.device_mesh.size())
-    return Rows(min(each * cut.device_mesh.get_local_rank(), value.shape[0]), cut.to_local().detach())
-
-
-def held_of(value: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    rows = own_rows(value)
-    return value if rows is None else rows.value
-
-
-def of_rows(rows: Tensor, p: Tensor) -> Tensor:
-    """A tensor in shards, as ``fully_shard`` has cut ``p`` and where it keeps it, of the rows that each process has of it."""
-    made: Any = torch.empty_like(p, dtype=rows.dtype, requires_grad=False)
-    with torch.no_grad():
-        made.to_local().copy_(rows)
-    return made  # type: ignore[no-any-return]
-
-
-def whole(value: Tensor) -> Tensor:
-    """Shards of ``fully_shard`` put together; others as they are. Takes all processes."""
-    cut: Any = value
-    return cut.full_tensor() if is_cut(value) else value
 
 
 def reshard(module: nn.Module) -> None:

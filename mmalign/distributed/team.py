@@ -21,14 +21,12 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
+from mmalign.distributed.messages import FAILED, SHORT, WELL, Begun, Head, alike, apart, first_asked
 from mmalign.stacking import stacked
 from mmalign.types import UserError
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless ``MMALIGN_TIMEOUT`` says otherwise."""
-
-WELL, FAILED, SHORT = 0, 1, 2  # how a process is that sends a message
-HOW, LENGTH, BLOCK, VALUES = range(4)  # what stands where in the head of a message
 
 LOOK = 5.0
 """Seconds that a process looks for which of the others has not come."""
@@ -59,6 +57,8 @@ class Team:
     """Whether this process asks rewards about its rows: of those that compute rows together the first one does."""
     failed = False
     """Whether this process and the others hear nothing of each other any more."""
+    begun: Begun | None = None
+    """A gather that runs while this process computes. It is dropped where one of them asks for something else first."""
 
     def compute_together(self, count: int, key: str = "sequence") -> None:
         """From now on so many processes compute each row. key: of ``devices``. Errors: UserError where there are no such groups."""
@@ -112,8 +112,15 @@ class Team:
         another process, by its number and that of its values; it is not kept alive for that."""
         return 0
 
-    def ask(self, block: int, values: int) -> None:
-        """Returns once all processes gather this block with these values; those that need another one, or none, help."""
+    def ask(self, block: int, values: int, then: int = -1) -> bool:
+        """Returns once all processes gather this block with these values, or have; those that need another one, or none, help.
+
+        Returns whether all of them are to begin to gather block ``then`` (-1: none), too, with the same values (``begun``).
+        """
+        return False
+
+    def let_go(self) -> None:
+        """Drops the gather that has begun: its values may be others now."""
 
     # Of these alone
 
@@ -130,19 +137,9 @@ class Team:
         """Errors: UserError in every process where ``value``, which is JSON, is not the same in all of them; names the key that is not."""
         values = self.everyone(value)
         for rank, other in enumerate(values):
-            if (key := _apart(values[0], other)) is not None:
+            if (key := apart(values[0], other)) is not None:
                 which = f"{what}{key}: process {rank} has another than process 0"
                 raise UserError(f"{which}; takes the same files and arguments in all of them")
-
-
-def _apart(one: Any, other: Any) -> str | None:
-    """The dotted key where two JSON values differ first, "" for the values themselves; None where they are the same."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in sorted(one.keys() | other.keys()):
-            if (inside := _apart(one.get(name), other.get(name))) is not None:
-                return f".{name}{inside}"
-        return None
-    return None if json.dumps(one) == json.dumps(other) else ""  # as text, in which NaN is NaN
 
 
 class Processes(Team):
@@ -156,7 +153,7 @@ class Processes(Team):
         self._board: Any = None  # where each says which of its messages it has come to
         self._messages = 0
         self._helpers: list[WeakMethod[Callable[[int, int], None]]] = []
-        self._part: Callable[[str], AbstractContextManager[None]] = _unwatched
+        self._part: Callable[[str], AbstractContextManager[None]] = nullcontext
         if torch.cuda.is_available():
             own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:
@@ -266,15 +263,26 @@ class Processes(Team):
         self._helpers.append(WeakMethod(helper))
         return len(self._helpers) - 1
 
-    def ask(self, block: int, values: int) -> None:
+    def ask(self, block: int, values: int, then: int = -1) -> bool:
+        if self.begun is not None and self.begun[:2] != (block, values):
+            self.let_go()
         while True:
-            heads = self._heads(WELL, 0, block, values)
-            if any(head[HOW] != WELL for head in heads):
+            heads = self._heads(Head(WELL, 0, block, values, then, int(self.begun is not None)))
+            if any(head.how != WELL for head in heads):
                 self._bodies(b"", heads)  # raises
-            gather = _first_asked(heads)
+            if alike(heads):
+                self.begun = None
+                return then >= 0
+            self.let_go()
+            gather = first_asked(heads)
             if gather == (block, values):
-                return
+                return False
             self._help(gather)
+
+    def let_go(self) -> None:
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            self.heard(begun.drop)
 
     def _help(self, gather: tuple[int, int] | None) -> None:
         helper = None if gather is None else self._helpers[gather[0]]()
@@ -287,32 +295,34 @@ class Processes(Team):
         Errors: PeerError where one of them has failed, PeerShort where one had no memory.
         """
         self._messages += 1
+        if how != FAILED:  # which waits for nothing
+            self.let_go()
         if self._board is not None:
             self.heard(lambda: self._board.set(f"mmalign/{self.place}", str(self._messages)))
         while True:
-            heads = self._heads(how, len(message), -1, -1)
-            gather = _first_asked(heads)
-            if gather is None or any(head[HOW] != WELL for head in heads):
+            heads = self._heads(Head(how, len(message)))
+            gather = first_asked(heads)
+            if gather is None or any(head.how != WELL for head in heads):
                 return self._bodies(message, heads)
             self._help(gather)
 
-    def _heads(self, *own: int) -> list[list[int]]:
-        """Of every process how it is, the length of its message, and what it asks for (-1: nothing)."""
+    def _heads(self, own: Head) -> list[Head]:
+        """Of every process what it says first."""
         from torch.distributed import all_gather
 
         heads = [torch.zeros(len(own), dtype=torch.int64) for _ in range(self.count)]
         self.heard(lambda: all_gather(heads, torch.tensor(own), group=self._talk))
-        return [head.tolist() for head in heads]
+        return [Head(*head.tolist()) for head in heads]
 
-    def _bodies(self, message: bytes, heads: Sequence[Sequence[int]]) -> list[bytes]:
+    def _bodies(self, message: bytes, heads: Sequence[Head]) -> list[bytes]:
         from torch.distributed import all_gather
 
-        lengths, own = [head[LENGTH] for head in heads], heads[self.place][HOW]
+        lengths, own = [head.length for head in heads], heads[self.place].how
         bodies = [torch.zeros(max(*lengths, 1), dtype=torch.uint8) for _ in lengths]
         body = torch.frombuffer(bytearray(message.ljust(max(*lengths, 1), b"\0")), dtype=torch.uint8)
         self.heard(lambda: all_gather(bodies, body, group=self._talk))
         messages = [text.numpy().tobytes()[:length] for text, length in zip(bodies, lengths, strict=True)]
-        stopped, waiting = ([rank for rank, head in enumerate(heads) if head[HOW] == how and rank != self.place] for how in (FAILED, SHORT))
+        stopped, waiting = ([rank for rank, head in enumerate(heads) if head.how == how and rank != self.place] for how in (FAILED, SHORT))
         if stopped and own != FAILED:
             self.failed = True  # that one waits for nobody any more
             raise PeerError(f"process {stopped[0]}: {messages[stopped[0]].decode()}")
@@ -326,7 +336,7 @@ class Processes(Team):
         try:
             yield
         finally:
-            self._part = _unwatched
+            self._part = nullcontext
 
     def heard(self, act: Callable[[], Any]) -> None:
         try:
@@ -352,15 +362,6 @@ class Processes(Team):
                 behind += [rank] if there < self._messages else []
         behind = behind or others
         return "the others" if len(behind) > 1 and behind == others else f"process {' and '.join(map(str, behind))}"
-
-
-def _unwatched(name: str) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
-def _first_asked(heads: Sequence[Sequence[int]]) -> tuple[int, int] | None:
-    """What the first process that asks for something asks for: all processes do this next."""
-    return next(((head[BLOCK], head[VALUES]) for head in heads if head[BLOCK] >= 0), None)
 
 
 ALONE = Team()

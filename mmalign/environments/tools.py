@@ -6,13 +6,14 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 from mmalign.arguments.ranges import Count, Positive
 from mmalign.conversations import Turn, media_of
 from mmalign.environments._parts import PICTURES, Environment, Tool, calls_of, looks, schema, shown
 from mmalign.media import Broken, Limits, picture
+from mmalign.rewards._shared.patience import wait
 from mmalign.types import UserError
 
 
@@ -31,7 +32,7 @@ def tools(tools: dict[str, Callable[..., Any]], *, seconds: Positive = 10.0, let
 
     Args:
         tools: name -> function of what the model writes.
-        seconds: for one call, by the clock.
+        seconds: for one call, by the clock; one that stands while this process is stopped, or has no processor.
         letters: of an answer; what is more is cut off, and said.
         at_once: calls under way.
 

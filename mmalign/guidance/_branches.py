@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mmalign.guidance._models import Progress, intercepted
 from mmalign.guidance._run import ALL, GuidedRun
 from mmalign.policies.pipelines.interception import Finished
+from mmalign.policies.pipelines.probing import BASE
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.policies.pipelines.scheduler_paths import clean_and_noise
 from mmalign.types import Prediction, UserError
@@ -35,12 +36,14 @@ class Branches:
 
     kind: ``one`` (no guidance), ``halves`` (of one call's rows) or ``calls`` (two of them). negative: the place of the negative
     branch, 0 or 1. shares: weights of the two branches, in order, which sum to 1. sign: of what the scheduler sees, against the outputs.
+    where: ``[N]``, the numbers of a row of the outputs that it sees, in its order; None: they are of one shape.
     """
 
     kind: str
     negative: int = 0
     shares: tuple[float, float] = (0.0, 1.0)
     sign: float = 1.0
+    where: Tensor | None = None
 
     def combined(self, outputs: Sequence[Tensor]) -> Tensor:
         """The pipeline's combination of the branches' outputs, in order."""
@@ -66,14 +69,15 @@ def measured(run: GuidedRun, name: str, *, needs_both: bool = True) -> Branches:
                     " above 1 (and a negative_prompt, where it takes true_cfg_scale)"
                 )
             none, all_of = _response(run, outputs, kind, ()), _response(run, outputs, kind, (0,))
-            return Branches("one", sign=math.copysign(1.0, _gain(none, all_of)))
+            return Branches("one", sign=math.copysign(1.0, _gain(none, all_of)), where=_where(run, name, outputs, none, all_of))
         none = _response(run, outputs, kind, ())
         gains = [_gain(none, _response(run, outputs, kind, (place,))) for place in (0, 1)]
+        where = _where(run, name, outputs, none, _response(run, outputs, kind, (0, 1)))
     total = sum(gains)
     if not all(map(math.isfinite, gains)) or abs(total) < 1e-6 or abs(gains[0]) > 1e4:
         raise UserError(f"guidance {name}: {type(run.pipe).__name__} combines its two predictions in another way than by their sum")
     shares = (gains[0] / total, gains[1] / total)
-    return Branches(kind, 0 if shares[0] < shares[1] else 1, shares, _sign(run, total))
+    return Branches(kind, 0 if shares[0] < shares[1] else 1, shares, _sign(run, total), where)
 
 
 def _kind(outputs: list[Any], rows: int) -> str:
@@ -132,6 +136,30 @@ def _response(run: GuidedRun, outputs: list[Any], kind: str, ones: tuple[int, ..
     return _first_step(run, constant)
 
 
+def _where(run: GuidedRun, name: str, outputs: list[Any], none: Prediction, ones: Prediction) -> Tensor | None:
+    """See ``Branches``: found by outputs that are the numbers 0, 1, 2, ... of a row, a digit at a time, in all branches.
+
+    none, ones: what is predicted where all are zeros, and ones. Errors: UserError where what arrives is no such numbers.
+    """
+    row = tensor_of(outputs[0])[0]
+    shape = none.clean.shape[1:]
+    if row.shape == shape or row.shape == (2 * shape[0], *shape[1:]):  # the second with a variance
+        return None
+    numbers, where, digit = torch.arange(row.numel()), torch.zeros(math.prod(shape), dtype=torch.int64), 0
+    which = max((0, 1), key=lambda estimate: float((ones[estimate] - none[estimate]).abs().max()))
+    scale = (ones[which] - none[which])[0].double().flatten().cpu()
+    while BASE**digit < len(numbers):
+        digits = (numbers // BASE**digit % BASE).view(row.shape).to(row)
+        told = _first_step(run, lambda number, *call, digits=digits: _with(outputs[number], digits.expand_as(tensor_of(outputs[number]))))
+        seen = (told[which] - none[which])[0].double().flatten().cpu() / scale
+        if not bool(((seen - seen.round()).abs() < 0.1).all() & (seen.round() >= 0).all() & (seen.round() < BASE).all()):
+            raise UserError(f"guidance {name}: {type(run.pipe).__name__} shows its scheduler something else than its denoiser's numbers")
+        where, digit = where + seen.round().long() * BASE**digit, digit + 1
+    if len(where.unique()) < len(where):
+        raise UserError(f"guidance {name}: {type(run.pipe).__name__} shows its scheduler numbers of its denoiser more than once")
+    return where
+
+
 def _gain(none: Prediction, some: Prediction) -> float:
     """How the prediction intercepted, by the estimate (clean or noise) that did so more."""
     changes = [float((b - a).double().mean()) for a, b in zip(none, some, strict=True)]
@@ -172,8 +200,9 @@ class BranchOutputs:
 
     def seen(self, scheduler: Any, change: Tensor, moment: Moment) -> Prediction:
         """How a change of what the pipeline combines moves its prediction: the part of it that does not depend on the latent."""
-        moved = (self.branches.sign * change).float()
-        moved = moved.reshape(moment.x.shape) if moved.numel() == moment.x.numel() else moved  # or with a variance beside it
+        moved, where = (self.branches.sign * change).float(), self.branches.where
+        if where is not None:
+            moved = moved.flatten(1)[:, where.to(moved.device)].view(moment.x.shape)
         return clean_and_noise(scheduler, moved, torch.zeros_like(moment.x.float()), moment.t)
 
 

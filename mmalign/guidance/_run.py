@@ -16,7 +16,8 @@ from mmalign.guidance._calls import UserCall, outputs_of, repeated, seeds_of
 from mmalign.guidance._progress import OneBar
 from mmalign.guidance.ledger import Ledger
 from mmalign.policies.pipelines.calling import Caller, one_line
-from mmalign.policies.pipelines.interception import Place, watched
+from mmalign.policies.pipelines.interception import Made, Place, watched
+from mmalign.policies.pipelines.probing import place_of
 from mmalign.policies.pipelines.scheduler import Moment, Player
 from mmalign.types import Kernel, Prediction, UserError
 
@@ -250,10 +251,15 @@ class GuidedRun:
         """
         with torch.no_grad(), watched(self.pipe) as made:
             moment = self.first_moment(rows, seeds)
-            place = None if moment is None else made.place(moment.x)
+        place = None if moment is None else self.place_of(made, moment.x, rows, seeds)
         if moment is None or (place is None and not self._takes_latents(rows, seeds, moment.x)):
             raise UserError(f"{type(self.pipe).__name__}: its first latents are made inside its call, so that no others can be put there")
         return place, moment.x.clone()
+
+    def place_of(self, made: Made, x: Tensor, rows: Sequence[int], seeds: list[int]) -> Place | None:
+        """Where a call of some rows made its first latent ``x``, or what that is a part of."""
+        arguments = self.arguments(rows)
+        return place_of(made, x, lambda player, place: self.until_finished(rows, seeds, player, {**arguments, "place": place}, skip=ALL))
 
     def _takes_latents(self, rows: Sequence[int], seeds: list[int], x: Tensor) -> bool:
         """Whether a call begins at what it is given as ``latents``."""

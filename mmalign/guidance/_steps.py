@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mmalign.guidance._run import Filter, Guidance, GuidedRun
 from mmalign.policies.pipelines.scheduler import Moment, Player
@@ -32,6 +34,7 @@ class Stepper:
         self.filter: Filter | None = next((g.filter(run, rows, g.particles) for g in guides if g.filter is not None), None)
         self.last: Tensor | None = None
         self._left, self._visit = -1, 1
+        self._inputs, self._given = list[Tensor](), None  # what the denoiser has heard in this step; what was answered before it
 
     def player(self) -> Player:
         return Player(self.answer, repeats=self.repeats)
@@ -39,7 +42,7 @@ class Stepper:
     def answer(self, moment: Moment) -> Tensor:
         self._visit = self._visit + 1 if moment.left == self._left else 1
         self._left = moment.left
-        guided = moment
+        guided = moment._replace(x=self._origin(moment)) if self.graph else moment
         for change in self.changes:
             guided = guided._replace(prediction=change(self.run, guided, self.rows))
         with torch.no_grad():
@@ -48,7 +51,22 @@ class Stepper:
         over = moment.left == 1 and self._visit == self.repeats
         if over:
             torch.set_grad_enabled(False)  # what comes after the last step has no use for a graph; the block around puts it back
-        return x_next.requires_grad_().clone() if self.graph and not over else x_next
+        self._inputs.clear()
+        if not self.graph or over:
+            return x_next
+        self._given = x_next.requires_grad_().clone()
+        return self._given
+
+    def hear(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Before each call of a denoiser, where its graph is asked for."""
+        self._inputs += [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    def _origin(self, moment: Moment) -> Tensor:
+        """What the denoiser's answer hangs on: the latent that the scheduler is shown, or, where that is a part of what the denoiser sees,
+        or arranged otherwise, what was answered before; the first one has no gradient then."""
+        if _hangs_on(self._inputs, moment.x):
+            return moment.x
+        return moment.x.detach() if self._given is None else self._given
 
     def _step(self, moment: Moment, guided: Prediction) -> Tensor:
         plain, again = moment.prediction, self._visit < self.repeats
@@ -69,6 +87,23 @@ class Stepper:
 
     def _noise(self, like: Tensor) -> Tensor:
         return torch.stack([torch.randn(like.shape[1:], generator=g, device=g.device) for g in self.noises]).to(like)
+
+
+def _hangs_on(made: Sequence[Tensor], x: Tensor) -> bool:
+    """Whether some of what was made has a graph that goes back to ``x``.
+
+    Examples:
+        >>> x = torch.ones(4, requires_grad=True).clone()
+        >>> _hangs_on([torch.cat([x, x]) * 2], x), _hangs_on([torch.cat([x, x]) * 2], x[1:])
+        (True, False)
+    """
+    waiting, seen = [one.grad_fn for one in made], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [more for more, _ in node.next_functions]
+    return any(one is x for one in made) or (x.grad_fn is not None and x.grad_fn in seen)
 
 
 def renoised(x: Tensor, noise: Tensor, t: Level, t_back: Level) -> Tensor:

@@ -63,7 +63,7 @@ def tfg(  # the published sampler's own numbers
 
     Cost per step: ``recurrences`` evaluations; as many gradients with rho; ``samples + steps`` decodes and rewards each time.
     Rows whose gradient is not finite go on without it, and are counted (``failed``). Pure noise (signal 0) says nothing of the data: its
-    step is not guided; nor is, along x, the first one where a pipeline makes its first latent inside its call.
+    step is not guided; nor is, along x, the first one where a pipeline makes its first latent inside its call, or shows a part of it.
 
     Errors: UserError for a number out of range, and for a reward or a pipeline without a gradient.
     """
@@ -253,7 +253,7 @@ def _along_x(run: GuidedRun, moment: Moment, rows: Sequence[int], scale: float, 
     """``grad_x ln mean_i exp(scale F(D + sigma e_i))``, ``[B, ...]``, through the denoiser."""
     clean = moment.prediction.clean
     if not clean.requires_grad or not moment.x.requires_grad:
-        if moment.column == 0:  # made inside the pipeline's call, where nothing can mark it
+        if moment.column == 0:  # made inside the pipeline's call, where nothing can mark it, or a part of what was made
             return torch.zeros_like(clean)
         raise UserError(f"{type(run.pipe).__name__}: its latent has no gradient through the denoiser; mpgd needs none")
     if samples == 1:

@@ -259,8 +259,10 @@ def stepped(run: GuidedRun, rows: list[int], seeds: list[int], **call: Any) -> t
     stepper = Stepper(run, steppers, rows, seeds) if steppers else None
     graph = stepper is not None and stepper.graph
     with torch.set_grad_enabled(graph), ExitStack() as stack:
-        if graph:
+        if stepper is not None and graph:
             stack.enter_context(graphed(run.pipe))
+            for net in run.caller.denoisers.values():
+                stack.callback(net.register_forward_pre_hook(stepper.hear, with_kwargs=True).remove)
         result = run.sample(rows, seeds, player=stepper.player() if stepper else None, **call)
     return result, stepper
 

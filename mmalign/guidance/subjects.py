@@ -82,7 +82,7 @@ def _gradient(run: GuidedRun, cost: SubjectCost, moment: Moment, rows: Sequence[
 
     with watched(run.pipe) as made:
         first = run.first_moment(rows[:1], [0])
-        place = None if first is None else made.place(first.x)
+    place = None if first is None else run.place_of(made, first.x, rows[:1], [0])
 
     def ask(some: list[str], x: Tensor) -> object:
         row = rows[prompts.index(some[0])]

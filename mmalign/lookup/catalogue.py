@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
 
 REWARDS = frozenset({"Scorer", "Reward", "Callable[..., Tensor]", "Callable[..., dict[str, Tensor]]", "Callable[..., Any]"})
-PROMPTS = frozenset({"Prompts", "list[str]", "list[Any]", "list[Prompt]", "list[list[dict[str, Any]]]"})
+PROMPTS = frozenset({"list[str]", "list[Any]", "list[Prompt]", "list[str | Prompt]", "list[list[dict[str, Any]]]"})
 
 KINDS = {
     "recipes": Kind("loops that train, by data flow", ("recipes",), "use: {name}"),

@@ -35,8 +35,8 @@ class Limits(Record):
     bytes: of the file. pixels: width times height of an image or of one frame. size: bring every image to ``(height, width)`` by scaling
     it to cover that and cutting the middle out; None leaves sizes alone. animated: of animated images, take the ``first`` frame (and say
     so), or ``refuse`` them. frames: of a video, spread evenly over its length. urls: whether addresses are read, too (``fetching.py``:
-    https and public hosts only). seconds: for one address in all. decoding: seconds that all frames of one video may take, by the clock;
-    the frame that is being decoded then comes to its end.
+    https and public hosts only). seconds: for one address in all. decoding: seconds that all frames of one video may take, by the clock
+    and of the processor's time, so that a machine that stands still breaks no video; the frame that is being decoded then comes to its end.
     """
 
     bytes: Annotated[int, within(1)] = 64 * 2**20

@@ -20,6 +20,7 @@ from mmalign.types import UserError
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
 
 LENGTH = 200_000  # frames of one file at most, over two hours at 25 a second: all of them are decoded
+CLOCKS = (time.monotonic, time.process_time)
 WIDEST = 8  # times as wide as high, or as high as wide, a pixel may be: those of films are 0.7 to 2.2
 
 
@@ -70,7 +71,7 @@ def footage(source: Any, limits: Limits) -> Footage:
 
 
 def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
-    until = time.monotonic() + limits.decoding
+    until = tuple(clock() + limits.decoding for clock in CLOCKS)
     rates = [rate for _, rate, _ in _frames(data, limits, name, until)]  # counted: what a container says of its length need not be true
     if not rates:
         raise Broken(f"{name}a video without frames")
@@ -82,10 +83,10 @@ def _decoded(data: bytes, limits: Limits, name: str) -> Footage:
     return Footage(_stacked(frames, name), places, len(rates), rates[0])
 
 
-def _frames(data: bytes, limits: Limits, name: str, until: float) -> Iterator[tuple[Any, float | None, int]]:
+def _frames(data: bytes, limits: Limits, name: str, until: tuple[float, ...]) -> Iterator[tuple[Any, float | None, int]]:
     """Every frame of the first stream of a video, as PyAV has it, how many there are in a second, and how wide it is shown.
 
-    until: on the clock of ``time.monotonic``.
+    until: on each of ``CLOCKS``.
     """
     try:
         import av
@@ -113,7 +114,7 @@ def _frames(data: bytes, limits: Limits, name: str, until: float) -> Iterator[tu
             count += len(frames)
             if count > LENGTH:
                 raise Broken(f"{name}more than {LENGTH} frames")
-            if time.monotonic() > until:
+            if all(clock() > end for clock, end in zip(CLOCKS, until, strict=True)):
                 raise Broken(f"{name}decoding took more than {limits.decoding:g} s, after {count} frames")
             for frame in frames:
                 width = max(1, round(frame.width * ratio))

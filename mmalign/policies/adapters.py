@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import whole
+from mmalign.distributed.meshes import whole
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
 from mmalign.types import UserError

@@ -36,7 +36,6 @@ from mmalign.policies.pipelines.reference_models import First
 from mmalign.policies.pipelines.refusals import refusals
 from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.pipelines.trajectories import Behind, Remembered, Trajectories, Transition, spread
-from mmalign.policies.pipelines.unfit import without_probe
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels, structure
 from mmalign.samplers.adjoints import RewardGradient
@@ -136,8 +135,8 @@ class DiffusersPolicy:
         """Trained parameters by name."""
         return self.sets.trained
 
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        sequences.compute_together(self.denoisers, count, world, place)
+    def compute_together(self, count: int, world: int, place: int, ring: int = 1) -> None:
+        sequences.compute_together(self.denoisers, count, world, place, ring)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """A named parameter set, or another pipeline, in place of the current one: ``ref``, ``ema``, ``previous``, ..."""
@@ -351,9 +350,7 @@ class DiffusersPolicy:
 
     @functools.cached_property
     def errors(self) -> DenoisingErrors:
-        """How well it denoises given latents. Errors: UserError for a pipeline that cannot be asked that."""
-        if why := without_probe(type(self.pipe).__name__):
-            raise UserError(f"policy.pipeline: {type(self.pipe).__name__} has no denoising error to train on: {why}")
+        """How well it denoises given latents."""
         return DenoisingErrors(self, with_classifier=Classifying)
 
     def noised(self, *args: Any, rows_at_once: int, given: tuple[list[str], Tensor] | None = None) -> tuple[Any, Rollout]:
@@ -373,6 +370,11 @@ class DiffusersPolicy:
             times = timesteps[at.to(timesteps.device)]
             parts.append(probing.probed(self.caller, self._places, some, x[at.to(x.device)], times, level, before))
         return Prediction(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    @functools.cached_property
+    def cut(self) -> probing.Cut:
+        """Where the chunks of a video lie in the whole of it."""
+        return probing.cut(self.caller, self._example)
 
     @functools.cached_property
     def _levels(self) -> Level:

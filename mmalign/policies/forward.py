@@ -21,7 +21,7 @@ from mmalign.policies.pipelines.calling import unguided
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised, Target
 from mmalign.policies.pipelines.latents import latents, weights_of
 from mmalign.policies.pipelines.other_rows import following
-from mmalign.policies.pipelines.unfit import without_probe
+from mmalign.policies.pipelines.refusals import refuse_beside
 from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]
@@ -83,8 +83,6 @@ class ForwardPolicy:
             raise UserError(f"policy.times: got {times!r}, takes 'uniform' or 'logit_normal'")
         if draws < 1:
             raise UserError(f"policy.draws: got {draws}, takes 1 or more")
-        if why := without_probe(type(of.pipe).__name__):
-            raise UserError(f"policy.of: {type(of.pipe).__name__} has no denoising error to train on: {why}")
         self.errors = DenoisingErrors(of, target=target)
         self.of, self.times, self.draws, self.noise, self.guided, self.sets = of, times, draws, noise, guided, of.sets
         self.edits, self.mask = edits, mask
@@ -94,8 +92,8 @@ class ForwardPolicy:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.of.parameters()
 
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        self.of.compute_together(count, world, place)
+    def compute_together(self, count: int, world: int, place: int, ring: int = 1) -> None:
+        self.of.compute_together(count, world, place, ring)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.of.using(name)
@@ -113,8 +111,13 @@ class ForwardPolicy:
         self.of.stand_for(name, other.of, self.of.first(examples), other.of.first(examples))
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
-        """Place -> why, of prompts that the pipeline's call refuses."""
-        return self.of.refusals(prompts)
+        """Place -> why, of prompts that the pipeline's call refuses. Errors: UserError for a call that denoises something besides, a sound
+        say, with a denoiser that cannot leave it out."""
+        refused = self.of.refusals(prompts)
+        taken = [prompt for place, prompt in enumerate(prompts) if place not in refused]
+        if taken:
+            refuse_beside(self.of.caller, taken[0])
+        return refused
 
     def generate(self, prompts: list[str], seeds: list[int], **call: Any) -> Tensor:
         """Outputs as a user gets them, one seed for each prompt."""

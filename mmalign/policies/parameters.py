@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import Shards, cut_early, held_of, like, reshard, whole
+from mmalign.distributed.meshes import held_of, like, whole
+from mmalign.distributed.shards import Shards, cut_early, reshard
 from mmalign.policies.adapters import ADAPTER, add_lora, fitted, pairs_of, seated, stacked, switched
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
@@ -102,6 +103,8 @@ class ParameterSets:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, as they are now: in shards where ``fully_shard`` has cut them."""
+        if self.shards is not None:
+            self.shards.team.let_go()  # of what may be written to now
         reshard(self.module)
         return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
 

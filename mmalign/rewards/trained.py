@@ -44,7 +44,7 @@ def trained(  # what a reward is told of a run
 
     Errors: UserError for a folder without such a run, one whose method only compares (see ``trained_pairs``), and another part.
     """
-    kept = runs.trained(run, trust=trust)
+    kept = runs.trained(run, trust=trust, builds=("policy", "method"))
     policy: Any = kept.policy()
     if comparisons is not None:
         learn = getattr(getattr(policy, "reader", None), "learn", None)
@@ -107,7 +107,7 @@ def trained_pairs(run: str, *, part: str | None = None, trust: bool = False) -> 
     Errors: UserError for a folder without such a run, one whose method compares nothing, and a part that it does not score, or that is
     missing.
     """
-    kept = runs.trained(run, trust=trust)
+    kept = runs.trained(run, trust=trust, builds=("policy", "method"))
     policy: Any = kept.policy()
     if policy.kind != "score":
         raise UserError(f"trained_pairs.run: {run} trained a policy of kind {policy.kind}, takes one of scorer")
@@ -171,7 +171,7 @@ def log_likelihoods(run: str, *, trust: bool = False) -> Scorer:
 
     NaN for an output that the model cannot read. Errors: UserError for a folder without such a run.
     """
-    kept = runs.trained(run, trust=trust)
+    kept = runs.trained(run, trust=trust, builds=("policy", "method"))
     policy: Any = kept.policy()
     if policy.kind != "token":
         raise UserError(f"log_likelihoods.run: {run} trained a policy of kind {policy.kind}, takes one of a language model")

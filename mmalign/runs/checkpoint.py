@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.distributed.shards import own_rows
+from mmalign.distributed.meshes import own_rows
 from mmalign.distributed.team import ALONE, Team
 from mmalign.files import usual_modes
 from mmalign.types import UserError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +42,12 @@ class Trained(NamedTuple):
         return method
 
 
-def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
+def trained(run_folder: str | Path, *, trust: bool = False, builds: Collection[str] | None = None) -> Trained:
     """Reads a run. ``best``: the best evaluated parameters where the run kept them, or else their moving average where it has one.
 
-    trust: its config may name code outside of mmalign, which is imported and run where something of the config is built.
+    trust: its config may name code outside of mmalign, which is imported and run where something of the config is built. builds: the keys
+    of the config, and of its ``evaluation``, that the caller builds, and no others; None: any of them. What outside code those that are
+    left alone name, such as a reward of the user's, is nobody's concern then.
 
     Of rounds it is the run that the last of their stages made; of an exported folder (``kept_policy``) the parameters that it holds, once
     their hash has been compared.
@@ -59,15 +61,15 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     if kept_policy.there(folder):
         kept, parameters = kept_policy.read(folder)
         config: dict[str, Any] = found(kept)
-        refuse_external_code(config, str(folder), trust)
+        refuse_external_code(_built(config, builds), str(folder), trust)
         return Trained(folder, config, folder / kept_policy.WEIGHTS, {}, ("trained",), "trained", {"trained": parameters})
     config = found(read_config(folder))
     if "stages" in config and "policy" not in config:
-        refuse_external_code(config, str(folder), trust)
+        refuse_external_code(_built(config, builds), str(folder), trust)
         if (last := last_run(folder)) is None:
             raise UserError(f"{folder}: no stage of its rounds has made a run yet; takes one with a checkpoint")
-        return trained(last, trust=trust)
-    refuse_external_code(config, str(folder), trust)
+        return trained(last, trust=trust, builds=builds)
+    refuse_external_code(_built(config, builds), str(folder), trust)
     if not isinstance(config.get("policy"), Mapping) or not sayable(config["policy"]):
         raise UserError(
             f"{folder}: its config.yaml does not say how to build the policy, which was made by other functions than mm's; "
@@ -82,6 +84,15 @@ def trained(run_folder: str | Path, *, trust: bool = False) -> Trained:
     tensors, state = checkpoint.load(newest)
     sets = checkpoint.parameter_sets(tensors)
     return Trained(folder, config, newest, state, sets, next(name for name in ("best", "ema", "trained") if name in sets), tensors)
+
+
+def _built(config: Mapping[str, Any], builds: Collection[str] | None) -> Mapping[str, Any]:
+    """What of a config, and of its evaluation, stands under these keys; all of it for None."""
+    if builds is None:
+        return config
+    evaluation = config.get("evaluation")
+    inside = {key: evaluation[key] for key in builds if key in evaluation} if isinstance(evaluation, Mapping) else {}
+    return {**{key: config[key] for key in builds if key in config}, "evaluation": inside}
 
 
 def refuse_external_code(config: Mapping[str, Any], where: str, trust: bool) -> None:

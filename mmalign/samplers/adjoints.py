@@ -50,7 +50,8 @@ class RewardGradient(NamedTuple):
     whose denoiser it passes through. copies: samples that are made of each: with 2 or more, noise of the last step's level is put onto a
     sample, and the last step taken again. subjects: weight of a running cost, of attention that subjects share
     (``samplers.subjects``), summed over steps times their length; 0: there is none. tail: the part of a video's frames, the last ones,
-    that differences pull.
+    that differences pull. across: in a video that is made chunk by chunk, whether the gradient passes from a chunk to those that it goes
+    on from, for plans without an end, one copy and no differences; False: they are as they were made.
     """
 
     plan: Callable[[Tensor, torch.Generator], Plan]
@@ -61,6 +62,7 @@ class RewardGradient(NamedTuple):
     differences: tuple[ScoreDifference | Adversary, ...] = ()
     subjects: float = 0.0
     tail: float = 1.0
+    across: bool = False
 
     def at(self, step: int) -> RewardGradient:
         """What it is at a step of training."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmalign.distributed.shards import like, whole
+from mmalign.distributed.meshes import like, whole
 from mmalign.types import UserError
 
 PARTS = ("codes", "scale", "qmap")  # what a state of torchao's 8-bit optimisers consists of

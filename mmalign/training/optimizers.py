@@ -22,7 +22,7 @@ import torch
 
 from mmalign.arguments.ranges import Natural, NotNegative, Positive, Share, Steps, within
 from mmalign.arguments.signatures import Record
-from mmalign.distributed.shards import is_cut
+from mmalign.distributed.meshes import is_cut
 from mmalign.training.optimizer_state import OfWholeMatrices
 from mmalign.training.settings import above, at_least
 from mmalign.types import UserError

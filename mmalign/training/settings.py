@@ -255,14 +255,19 @@ class Devices(Record):
     place: ``replicate``: every process holds all of it, of its gradients and of the optimiser's state. ``fsdp2``: each holds a part of
     the blocks that a model repeats, and of the optimiser's state for them, and gathers a block while it runs (torch's ``fully_shard``,
     FSDP2); the rest of it, embeddings and heads among it, is whole everywhere. Changes no number but by rounding.
+    gathered: of ``fsdp2``: how long a gathered block stays: ``block``: while it runs. ``rollout``: while a rollout is drawn, so that a
+    token and a denoising step gather nothing: a process then holds all blocks as it draws, and its part alone as it updates.
     mixed_precision: of ``fsdp2``: the type that blocks are gathered in and computed in, ``bfloat16``: half the bytes of a gather in
     float32. Parameters, their moving averages and the optimiser's state stay in the type that they have, gradients are summed in float32.
     offload: of ``fsdp2``, on GPUs: shards, and with them the optimiser's state and step, are on the CPU; a block's come to the GPU to be
     gathered, and its gradients go back. Changes no number but by rounding.
     sequence: so many processes compute each row together, each a part of its tokens, with what diffusers has for that (context
-    parallelism, Ulysses): for videos and images whose activations do not fit on one GPU. Of ``replicate``, for denoisers that diffusers
+    parallelism): for videos and images whose activations do not fit on one GPU. Of ``replicate``, for denoisers that diffusers
     has a plan for (Flux, Wan) and that take no attention mask, at sizes whose tokens and heads it divides; not for gradients of rewards.
     Changes no number but by rounding.
+    ring: of ``sequence``: so many of these processes pass their keys and values on to each other (ring attention), in place of exchanging
+    heads for tokens: for more processes than heads can be divided by. 2 of ``sequence: 4`` are two rings of two. On GPUs, in bfloat16 or
+    float16. Changes no number but by rounding.
     tensor: so many processes compute each row together, each a part of every layer's heads and of its widest products, by the plan that
     a language model of transformers brings along (tensor parallelism): for texts whose activations or caches do not fit on one GPU, and
     for rows that are to take less time. Of ``replicate``: weights stay whole in each process. For models whose heads it divides; not for
@@ -270,9 +275,11 @@ class Devices(Record):
     """
 
     place: Literal["replicate", "fsdp2"] = "replicate"
+    gathered: Literal["block", "rollout"] = "block"
     mixed_precision: Literal["bfloat16"] | None = None
     offload: bool = False
     sequence: Count = 1
+    ring: Count = 1
     tensor: Count = 1
 
     @property
@@ -287,7 +294,10 @@ class Devices(Record):
                 raise UserError(f"{name}: got {count} with place: fsdp2, whose processes run blocks apart; takes place: replicate")
         if self.sequence > 1 and self.tensor > 1:
             raise UserError(f"tensor: got {self.tensor} with sequence: {self.sequence}; takes one of them, as the policy does")
-        of_shards = {"mixed_precision": self.mixed_precision, "offload": self.offload or None}
+        if self.sequence % self.ring:
+            raise UserError(f"ring: got {self.ring} with sequence: {self.sequence}; takes a number that divides it, or 1")
+        kept = self.gathered if self.gathered != "block" else None
+        of_shards = {"gathered": kept, "mixed_precision": self.mixed_precision, "offload": self.offload or None}
         for name, value in of_shards.items() if self.place == "replicate" else ():
             if value is not None:
                 raise UserError(f"{name}: got {value!r} with place: replicate, which has no shards; takes place: fsdp2")

@@ -2,11 +2,12 @@
 
 python scripts/fuzz/data.py                        # 5,000 files
 python scripts/fuzz/data.py --count 100 --seed 700 # the hundred cases from number 700 on
+python scripts/fuzz/data.py --seed 1000000000      # from this number on, files of Arrow
 
-Files of texts and of pictures in JSONL, JSON, CSV, parquet and tar (compressed, too) are cut, and bytes of them are flipped, doubled, left
-out and overwritten. A case is made from its number alone. Out of a file that was cut come records of the whole file and no others, and
-where some are missing, that is said. Cases are tried in a process of their own: what ends that (a library's abort, a hang) is a fault of
-the case that it was at, and the next ones go on in another.
+Files of texts and of pictures in JSONL, JSON, CSV, parquet, arrow and tar (compressed, too) are cut, and bytes of them are flipped,
+doubled, left out and overwritten. A case is made from its number alone. Out of a file that was cut come records of the whole file and
+no others, and where some are missing, that is said. Cases are tried in a process of their own: what ends that (a library's abort, a hang)
+is a fault of the case that it was at, and the next ones go on in another.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import mmalign as mm
 from mmalign.types import UserError
 
 KINDS = ("jsonl", "json", "csv", "parquet", "tar", "tar.gz", "tar.xz")
+ARROW = 10**9  # the number of the first case of Arrow, which came later: the others keep theirs
 WAYS = ("cut", "flip", "double", "drop", "overwrite", "junk", "swap")
 JUNK = (
     b"\0" * 40,
@@ -97,6 +99,13 @@ def whole(kind: str, pictures: bool) -> bytes:
 
         parquet.write_table(pyarrow.Table.from_pylist(records), held, row_group_size=5, write_page_checksum=True)
         return held.getvalue()
+    if kind == "arrow":
+        import pyarrow
+
+        table = pyarrow.Table.from_pylist(records)
+        with pyarrow.ipc.new_stream(held, table.schema) as stream:
+            stream.write_table(table, max_chunksize=5)
+        return held.getvalue()
     with tarfile.open(fileobj=held, mode=f"w:{kind[4:]}") as archive:  # type: ignore[call-overload]
         for row in records:
             pieces = {f"{side}.png": row[side] for side in ("chosen", "rejected")} if pictures else {}
@@ -144,6 +153,7 @@ def case(seed: int, folder: Path, files: dict[tuple[str, bool], bytes], known: d
     """How a case ended. Raises what a reader should not, and AssertionError for a file that was cut and read as if it were whole."""
     rng = random.Random(seed)
     kind, pictures, way = rng.choice(KINDS), rng.random() < 0.4, rng.choice(WAYS)
+    kind = "arrow" if seed >= ARROW else kind
     content = files[kind, pictures]
     path = folder / f"data.{kind.partition('.')[0]}"
     broken_content = damaged(content, way, rng)
@@ -168,7 +178,7 @@ def case(seed: int, folder: Path, files: dict[tuple[str, bool], bytes], known: d
 
 def tried(numbers: range, tell: Connection) -> None:
     """Says that it begins, and how each case ended, ``[ending, what went wrong]``, in their order."""
-    files = {(kind, pictures): whole(kind, pictures) for kind in KINDS for pictures in (False, True)}
+    files = {(kind, pictures): whole(kind, pictures) for kind in (*KINDS, "arrow") for pictures in (False, True)}
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder, known = Path(name), dict[bool, set[tuple[Any, ...]]]()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ WRONG = [
     ({"method": {"use": "grpoo"}}, "method.use: got 'grpoo', there is none in methods; nearest: grpo"),
     ({"method": {"use": 3}}, "method.use: got 3, takes a name of methods, or an import path"),
     ({"method": {"use": "no_package.at_all"}}, "method.use: no_package.at_all: no module called 'no_package'"),
-    ({"method": {"use": "house.ADAPTER"}}, "method.use: got 'house.ADAPTER', which is a Adapter; takes a function"),
+    ({"method": {"use": "house.ADAPTER"}}, "method.use: got 'house.ADAPTER', which is of type Adapter; takes a function"),
     ({"method": {"use": "house.refuses"}}, "method: low: got 2, takes 0..1"),
     ({"rewards": {"size": {"scale": 1}}}, "rewards.size.use: missing, takes a name of rewards or worlds, or an import path"),
     ({"rewards": {"size": 3}}, "rewards.size: got 3, takes a node {use: NAME, ...}"),
@@ -315,6 +316,19 @@ def test_a_missing_config_names_the_nearest(tmp_path, monkeypatch):
     assert config.load("digits/flow_grpo") == config.load("digits/flow_grpo.yaml") == {"use": "online"}
     with pytest.raises(UserError, match=r"digits/flow_grop: no such config; .*; nearest: digits/flow_grpo"):
         config.load("digits/flow_grop")
+    with pytest.raises(UserError, match=r"^digits: is a folder of configs; takes one of digits/flow_grpo$"):
+        config.load("digits")
+
+
+def test_a_missing_file_is_told_from_its_neighbours_and_not_from_all_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("use: online\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"^mien.yaml: no such file in {re.escape(str(tmp_path))}; nearest: mine$"):
+        config.load("mien.yaml")
+    with pytest.raises(UserError, match=r"zzz: no such config; .*; `mmalign list configs` has them all$"):
+        config.load("zzz")
+    with pytest.raises(UserError, match="is a folder, takes a YAML file"):
+        config.load(tmp_path)
 
 
 def test_shipped_configs_have_no_mistakes():

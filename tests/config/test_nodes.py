@@ -16,6 +16,9 @@ def plain(outputs, prompts):
 def with_column(outputs, prompts, answer, scale=1.0):
     return [scale * (output == right) for output, right in zip(outputs, answer)]
 
+def trl(completions, **kwargs):
+    return [0.0 for _ in completions]
+
 def made(scale):
     return lambda outputs, prompts: [scale for _ in outputs]
 """
@@ -49,12 +52,38 @@ def test_a_reward_itself_and_what_makes_one(node, outputs, columns, scores):
         ({"use": "their_rewards.with_column", "scal": 2.0}, "scal: unknown key of their_rewards.with_column; nearest: scale; takes scale"),
         ({"use": "their_rewards.plain", "scale": 2.0}, "scale: unknown key of their_rewards.plain; takes nothing"),
         ("their_rewards.made", "scale: missing, their_rewards.made needs it"),
+        (
+            "their_rewards.trl",
+            "own.completions: missing, their_rewards.trl needs it; a function that scores by itself begins with (outputs, prompts)",
+        ),
     ],
 )
 def test_mistakes_are_found_imported_or_not(node, mistake, trust):
     config = {**load("digits/lora"), "rewards": {"own": node}, "combine": None, "evaluation": {}}
     mistakes = check(config, trust=trust)
     assert [line for line in mistakes if mistake in line], mistakes
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "says"),
+    [
+        ("policy", "text", "gives no policy but tuple[Any, Any]; it stands under model"),
+        ("policy", "digits", "gives no policy but Any; it stands under pipeline"),
+        ("policy.pipeline", "text", "gives no pipeline but tuple[Any, Any]; it stands under model"),
+        ("prompts", "texts", "gives no prompts but Stored; it stands under records"),
+        ("prompts", "text_plain", "gives no prompts but Callable[..., Tensor]"),
+        ("evaluation.records", "text_plain", "gives no records but Callable[..., Tensor]"),
+        ("evaluation.records", "digits", "gives no records but Any; it stands under pipeline"),
+    ],
+)
+def test_what_stands_in_the_same_room_and_is_another_thing_is_refused(key, name, says):
+    """A room holds models, prompts, records and rewards beside each other; a run would end in an error of Python's."""
+    home = config = load("digits/demo")
+    *homes, last = key.split(".")
+    for word in homes:
+        home = home[word]
+    home[last] = {"use": name}
+    assert f"{key}.use: got {name!r}, which {says}" in check(config)
 
 
 def test_elsewhere_a_function_is_what_makes_the_thing():

@@ -29,6 +29,11 @@ REFUSED = {
     "python": ("use: !!python/object/apply:os.system [exit]", "not readable as YAML: could not determine a constructor"),
     "no mapping for a key": ("{[a]: 1}", "not readable as YAML"),
     "two documents": ("use: online\n---\nuse: offline\n", "not readable as YAML: expected a single document"),
+    "a key twice": ("use: online\nsteps: 2\nsteps: 3\n", "found duplicate key steps in line 3, column 1"),
+    "a tab": ("use: online\nrun:\n\tname: a\n", "in line 3, column 1; lines are indented with spaces"),
+    "a line too far in": ("use: online\nrun: a\n  name: b\n", "in line 3, column 7; is the line indented as its neighbours"),
+    "an open bracket": ("use: online\nrun: {name: a\n", "in line 3, column 1, while parsing a flow mapping of line 2"),
+    "UTF-16": ("use: online\n".encode("utf-16"), "takes UTF-8, save it as that"),
     "an interpolation of itself": ("use: online\nsteps: ${steps}", "steps"),
     "interpolations in a circle": ("a: ${b}\nb: ${c}\nc: ${a}", "nterpolation"),
     "an open interpolation": ("use: online\nsteps: ${", "not readable as YAML at steps: "),
@@ -44,6 +49,7 @@ def test_what_is_no_config_is_one_line(name: str, tmp_path: Path) -> None:
         check(load(file))
         pytest.fail(f"was read: {load(file)}")
     assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1500
+    assert "<unicode string>" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

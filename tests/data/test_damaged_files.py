@@ -32,6 +32,11 @@ def test_damaged_files_give_records_broken_records_or_one_line():
     assert wrong == [] and sum(endings.values()) == 400 and min(endings.values()) > 20, endings
 
 
+def test_damaged_files_of_arrow_are_no_other():
+    endings, wrong = FUZZ["run"](60, FUZZ["ARROW"])
+    assert wrong == [] and sum(endings.values()) == 60, endings
+
+
 def refused(path, match, read=mm.data.texts, **more):
     with pytest.raises(UserError, match=match) as error:
         read(str(path), **more)
@@ -238,6 +243,28 @@ def test_a_group_that_unfolds(tmp_path):
         refused(path, r"a row group that unfolds to 6\d\d,\d+,\d+ bytes, takes at most 536,870,912")
 
     assert path.stat().st_size < 2**20 and peak(read) < 2**25
+
+
+def test_arrow_that_ends_between_two_batches_is_refused(tmp_path):
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist([ROW] * 4)
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+        stream.close()
+    whole, records = (tmp_path / "a.arrow").read_bytes(), mm.data.texts(str(tmp_path / "a.arrow"))
+    assert len(records.first(9)) == 4
+    with pyarrow.OSFile(str(tmp_path / "b.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table.slice(0, 2))
+    first = len((tmp_path / "b.arrow").read_bytes()) - 8
+    (tmp_path / "b.arrow").write_bytes(whole[:first])  # pyarrow itself would give the first two rows
+    refused(
+        tmp_path / "b.arrow",
+        r"b\.arrow is no arrow file, or a damaged one: it ends before its last batch does",
+        lambda path: mm.data.texts(path).first(9),
+    )
+    (tmp_path / "c.arrow").write_bytes(b"")
+    refused(tmp_path / "c.arrow", "c.arrow is no arrow file")
 
 
 def test_text_of_parquet_that_is_no_text(tmp_path):

@@ -358,3 +358,29 @@ def test_names_of_columns_are_on_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         mm.data.texts(written(tmp_path, [row]))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500 and "nobody reads no name_x" in str(error.value)
+
+
+def test_a_data_set_that_its_library_has_saved(tmp_path):
+    import datasets
+
+    rows = [{"prompt": f"What {n}?", "chosen": "A dog.", "rejected": "A cat."} for n in range(5)]
+    loaded = datasets.Dataset.from_list(rows)
+    loaded.save_to_disk(tmp_path / "one", num_shards=2)
+    (tmp_path / "one" / "data-99999-of-99999.arrow").write_bytes(b"left over")  # its state does not name it
+    assert [(pair.prompt, pair.first) for pair in mm.data.texts(str(tmp_path / "one")).first(9)] == [
+        (row["prompt"], "A dog.") for row in rows
+    ]
+    datasets.DatasetDict({"train": loaded, "test": loaded}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UserError, match=r"two holds several splits, takes one of them: \S*two/test, \S*two/train$"):
+        mm.data.texts(str(tmp_path / "two"))
+    (tmp_path / "one" / "state.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="names no files of a data set"):
+        mm.data.texts(str(tmp_path / "one"))
+
+
+def test_a_table_whose_columns_are_parted_by_tabs(tmp_path):
+    (tmp_path / "a.tsv").write_text('prompt\tchosen\trejected\nA fruit, say?\t"Apple\tor pear"\tAxe\n', encoding="utf-8-sig")
+    (pair,) = mm.data.texts(str(tmp_path / "a.tsv")).first(2)
+    assert (pair.prompt, pair.first, pair.second) == ("A fruit, say?", "Apple\tor pear", "Axe")
+    (prompt,) = mm.data.prompts(str(tmp_path / "a.tsv"))
+    assert (prompt.content, dict(prompt.columns)) == ("A fruit, say?", {"chosen": "Apple\tor pear", "rejected": "Axe"})

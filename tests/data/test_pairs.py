@@ -13,7 +13,7 @@ from PIL import Image
 
 import mmalign as mm
 from mmalign.data.pairs import listed
-from mmalign.records import Pair, Unread, read
+from mmalign.records import Drawn, Pair, Unread, read
 from mmalign.types import UserError
 
 ROWS = 7
@@ -210,6 +210,19 @@ def test_a_list_is_shuffled_anew_in_every_pass():
     whole = [pair.id for pair in islice(listed(pairs).stream(seed=1), 15)]
     assert sorted(whole[:5]) == sorted(whole[5:10]) == list("01234") and whole[:5] != whole[5:10]
     assert [pair.id for pair in islice(listed(pairs).stream(seed=1, start=7), 8)] == whole[7:]
+
+
+def test_an_output_of_a_list_is_no_better_than_itself():
+    grey, asked = torch.full((1, 2, 2), 0.5), [{"role": "user", "content": "p"}]
+    unlike, alike = Pair("p", "yes", "no"), Pair("p", grey, grey.clone(), labels={"sharp": 0.5})
+    for strange in (Pair("p", "yes", "yes"), alike, alike._replace(strength=0.5, labels={"sharp": 1.0}), Pair("p", asked, [*asked], 0.0)):
+        records = listed([unlike, strange, strange._replace(id="mine")])
+        assert records.broken == dict.fromkeys(("records[1]", "mine"), "both sides are the same") and records.records == [unlike]
+        with pytest.raises(UserError, match="^records: both sides of every pair are the same"):
+            listed([strange])
+    ties = [alike._replace(strength=strength) for strength in (0.5, math.nan)]
+    kept = [*ties, Pair("p", "yes", "yes", other="q"), Pair("p", Drawn(), Drawn()), unlike]
+    assert listed(kept).records is kept
 
 
 def test_media_are_decoded_by_whom_they_are_for(tmp_path):

@@ -16,7 +16,7 @@ import torch.distributed.tensor
 from torch import Tensor, nn
 
 import mmalign as mm
-from mmalign.distributed import shards
+from mmalign.distributed import meshes, shards
 from mmalign.distributed.team import joined
 from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora
@@ -95,7 +95,7 @@ def test_blocks_run_in_bfloat16_and_their_gradients_are_summed_in_float32(tmp_pa
         for name, p in sets.trained.items():
             if (own := name.removeprefix("blocks.")) != name:
                 assert p.dtype == torch.float32 and p.grad is not None
-                assert torch.equal(shards.whole(p.grad), expected[own]), name
+                assert torch.equal(meshes.whole(p.grad), expected[own]), name
         model(batches(rank)[0]).sum().backward()
         cut.forget()
         cut.add_gradients()
@@ -186,7 +186,7 @@ def test_a_process_never_holds_more_of_a_model_than_its_part_and_a_block(tmp_pat
             most.clear()
             policy = transformers(str(folder), max_completion=7)
             most.append(anonymous())
-        assert all(shards.is_cut(policy.sets.sets["ref"][name]) for name in policy.sets.shards.leaves)
+        assert all(meshes.is_cut(policy.sets.sets["ref"][name]) for name in policy.sets.shards.leaves)
         parts = 2 * size // 2  # of what is trained, and of its copy
         (tmp_path / f"{rank}.json").write_text(json.dumps([max(most) - before, parts + 2 * block, size + size]))
 

@@ -90,9 +90,8 @@ def test_it_trains_as_one_process_does_until_ctrl_c_reaches_all_of_them_once(fol
 def test_a_failure_in_one_of_them_is_one_line(folder: Path) -> None:
     (main, _, err), (code, out, silence) = ended(folder, 2, "train", "many.yaml", "rewards.own.breaks=1")
     assert (main, code, out, silence) == (2, 2, "", "")
-    assert [line for line in err.splitlines() if "imports code" not in line] == [
-        "process 1: reward own: raised ZeroDivisionError: no such luck"
-    ]
+    (line,) = [line for line in err.splitlines() if "imports code" not in line]
+    assert line.startswith("process 1: reward own: raised ZeroDivisionError: no such luck (")
     assert not (folder / "many" / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -20,13 +21,17 @@ import torch.distributed.tensor
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group as param_group
+from transformers import GPT2LMHeadModel
 
 import mmalign as mm
-from mmalign.distributed import shards
+from mmalign.distributed import meshes, shards
 from mmalign.distributed.team import joined
+from mmalign.policies.parameters import ParameterSets
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.runs import checkpoint
+from mmalign.training.settings import Devices
 from mmalign.types import Method, UserError
 from tests.distributed.test_every_method import (
     CLOSE,
@@ -94,9 +99,9 @@ def images(folder: Path, *, lora: Lora | None = None, **more: Any) -> Any:
     return mm.online(policy, ["a cat", "a dog", "a bird"], reward, method, batch=batch, **given)  # type: ignore[arg-type]
 
 
-def in_shards(train: Train, folder: Path, **more: Any) -> list[str]:
+def in_shards(train: Train, folder: Path, *, gathered: str = "block", **more: Any) -> list[str]:
     """What differs between a run of two processes that hold the whole model and one of two that hold their parts."""
-    for name, devices in (("whole", {}), ("cut", {"devices": SHARDS})):
+    for name, devices in (("whole", {}), ("cut", {"devices": {**SHARDS, "gathered": gathered}})):
         ended = together(2, lambda rank: train(folder / name, **devices, **more), folder / "processes")  # noqa: B023 (done at once)
         assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
     in_float32 = train is images or more.get("lora") or more.get("method") == "ppo"  # whose critic is a head
@@ -108,7 +113,7 @@ def in_shards(train: Train, folder: Path, **more: Any) -> list[str]:
     [
         {},
         {"lora": Lora(rank=2, targets="all-linear")},
-        {"method": "nash_md"},
+        {"method": "nash_md", "gathered": "rollout"},
         {"method": "online_dpo", "references": {"ref": {"every": 1, "shares": {"ref": 0.4, "current": 0.6}}}},
         {"method": "ppo", "optimizer": mm.sgd(rate=1e-3, momentum=0.9)},
         {"optimizer": mm.adafactor(rate=1e-3, beta1=0.9, eps=(1e-12, 1e-3))},
@@ -126,7 +131,7 @@ def test_records(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
 def test_images(lora: Lora | None, tmp_path: Path) -> None:
-    assert not in_shards(images, tmp_path, lora=lora)
+    assert not in_shards(images, tmp_path, lora=lora, gathered="rollout" if lora else "block")
 
 
 def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: Path) -> None:
@@ -154,12 +159,72 @@ def test_each_process_holds_its_part_and_helps_where_others_run_more(tmp_path: P
         local = sum(p.to_local().numel() for block in cut.blocks for p in block.parameters())
         assert local * 2 == pytest.approx(sum(p.numel() for block in cut.blocks for p in block.parameters()), rel=0.05)
         for name, table in cut.sets.sets.items():
-            assert all(shards.is_cut(value) for key, value in table.items() if key in cut.leaves), name
+            assert all(meshes.is_cut(value) for key, value in table.items() if key in cut.leaves), name
         (tmp_path / f"{rank}.txt").write_text(str(len(helped)))
 
     ended = together(2, train, tmp_path / "processes")
     assert [code for code, _ in ended] == [0, 0], ended
     assert sum(int((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)) > 0
+
+
+def test_what_follows_is_gathered_while_a_block_is_computed(tmp_path: Path) -> None:
+    """Where all run the same; nothing is gathered for nobody, but once where a model runs its blocks in another order than its list has."""
+    config = tiny_text.config("gpt2")
+    config.n_layer = 4
+    model = GPT2LMHeadModel(config).double().eval()
+    ids = torch.tensor([[3, 5, 7, 9]])
+
+    def act(rank: int) -> None:
+        whole, sets = copy.deepcopy(model), ParameterSets(model)
+        cut = sets.shards = shards.Shards(sets, Devices(place="fsdp2"), joined())
+        ahead, parameters = list[bool](), dict(whole.named_parameters())
+
+        def noted(block: Any, group: Any, early: bool, *given: Any, of: Callable[..., Any] = param_group.foreach_all_gather) -> Any:
+            ahead.append(early)
+            return of(block, group, early, *given)
+
+        def same() -> list[bool]:
+            """Whether it computes what a whole model does; of each gather, whether it began ahead."""
+            ahead.clear()
+            for each in (whole, model):
+                each.zero_grad()
+            logits = [each(input_ids=ids, use_cache=False).logits for each in (whole, model)]
+            torch.testing.assert_close(logits[1], logits[0], **CLOSE)
+            for each in logits:
+                each.square().sum().backward()
+            for name, leaf in cut.leaves.items():
+                torch.testing.assert_close(leaf.grad, parameters[name].grad, **CLOSE)
+                leaf.grad = None
+            return list(ahead)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(param_group, "foreach_all_gather", noted)
+            assert same() == [False, True, True, True] * 2
+            with torch.no_grad():
+                for _ in range(1 + 2 * rank):  # one process runs twice more, and the other helps
+                    model(input_ids=ids[:, : 2 + rank], use_cache=False)
+            joined().tell("through")
+            logits = whole(input_ids=ids, use_cache=False).logits
+            with torch.no_grad(), cut.held():
+                ahead.clear()
+                for _ in range(3):
+                    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, logits, **CLOSE)
+                assert len(ahead) == 4  # what was gathered stays
+                for block in cut.blocks if rank else ():
+                    block.reshard()
+                if rank:  # one gathers again what the other holds
+                    model(input_ids=ids, use_cache=False)
+                joined().tell("through")
+                torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, logits, **CLOSE)
+            joined().tell("together again")
+            assert all(meshes.is_cut(p) for block in cut.blocks for p in block.parameters())
+            for each in (whole, model):
+                each.transformer.h = nn.ModuleList(reversed(each.transformer.h))
+            assert len(same()) == 8 + 6
+            assert same() == [False] * 8
+
+    ended = together(2, act, tmp_path / "processes")
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
 
 
 def test_a_run_may_go_on_in_shards_of_others_and_whole_again(tmp_path: Path) -> None:
@@ -176,8 +241,8 @@ def test_a_run_may_go_on_in_shards_of_others_and_whole_again(tmp_path: Path) -> 
 
         def noted(*given: Any, of: Callable[..., Path] = checkpoint.save, **more: Any) -> Path:
             held = [value for table in more["tensors"].values() for value in table.values()]
-            cut = [value.to_local().nbytes for value in held if shards.is_cut(value)]
-            kept[:] = [sum(cut), sum(value.nbytes for value in held if not shards.is_cut(value))]
+            cut = [value.to_local().nbytes for value in held if meshes.is_cut(value)]
+            kept[:] = [sum(cut), sum(value.nbytes for value in held if not meshes.is_cut(value))]
             return of(*given, **more)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -319,5 +384,5 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
 def test_blocks_are_the_entries_of_the_outermost_lists() -> None:
     block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))  # noqa: E731
     model = nn.ModuleDict({"deep": nn.Sequential(nn.ModuleList([block(), block(), nn.Tanh()])), "head": nn.Linear(2, 2)})
-    assert [type(part) for part in shards.blocks_of(model)] == [nn.Sequential, nn.Sequential]
-    assert torch.equal(shards.whole(torch.ones(2)), torch.ones(2))
+    assert [[type(part) for part in row] for row in shards.lists_of(model)] == [[nn.Sequential, nn.Sequential]]
+    assert torch.equal(meshes.whole(torch.ones(2)), torch.ones(2))

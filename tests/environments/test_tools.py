@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import os
+import random
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import wait
 from typing import Any
 
@@ -83,6 +87,20 @@ def test_a_tool_that_hangs_is_left_behind_and_then_not_asked_again(monkeypatch: 
     assert environment([said("<wait>4</wait>")])[0][0]["content"] == "True"
 
 
+def test_what_would_have_answered_is_not_given_up_where_this_process_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, looks = threading.Event(), []
+
+    def look(working: list[Any], seconds: float) -> Any:
+        looks.append(seconds)
+        if len(looks) > 1:
+            go_on.set()
+        return wait(working, 300 if len(looks) > 1 else 0)  # at the first look all of its time has passed in which nobody ran
+
+    monkeypatch.setattr("concurrent.futures.wait", look)
+    [[turn]] = mm.environments.tools({"wait": lambda text: go_on.wait(600)}, seconds=4.0)([said("<wait>1</wait>")])
+    assert turn["content"] == "True" and looks == [0.2, 0.2]
+
+
 def test_long_answers_are_cut_and_empty_ones_are_said() -> None:
     environment = mm.environments.tools({"repeat": repeat, "nothing": lambda text: None}, letters=10)
     [[long], [nothing]] = environment([said('<repeat>{"text": "abc", "times": 5}</repeat>'), said("<nothing>x</nothing>")])
@@ -128,6 +146,52 @@ def test_the_calculator(expression: str, value: str | None) -> None:
 def test_what_the_calculator_refuses(expression: str) -> None:
     with pytest.raises((ValueError, ZeroDivisionError)):
         mm.environments.calculator()(expression)
+
+
+def test_the_calculator_reads_what_python_reads() -> None:
+    rng, read = random.Random(0), 0
+    pieces = [*"+-*/()%", *"+-*()", "//", "**", " ", "1", "2", "30", "7.5", ".5", "5.", "1e3", "1_0", "007", "0x1F", "00", "a", "3", "4"]
+    calculate = mm.environments.calculator()
+    for _ in range(3000):
+        expression = "".join(rng.choice(pieces) for _ in range(rng.randint(1, 8)))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # 5.a
+                allowed = all(isinstance(node, NODES) for node in ast.walk(ast.parse(expression.strip(), mode="eval")))
+        except SyntaxError:
+            allowed = False
+        said = calculated(calculate, expression)
+        assert (said == "is no expression of numbers") is not allowed, expression
+        if allowed and "error" not in said:
+            read += 1
+            assert said == str(eval(expression.strip())), expression
+    assert read > 300
+
+
+NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant)
+
+
+def calculated(calculate: Any, expression: str) -> str:
+    """A value, what is wrong with the form, or ``error`` for numbers that Python would not divide by, or that are too large."""
+    try:
+        return str(calculate(expression))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        return "is no expression of numbers" if "is no expression" in str(error) else "error"
+
+
+def test_tools_that_run_at_the_same_time_answer_as_they_do_alone() -> None:
+    def tidied(phase: str, info: dict[str, int]) -> None:
+        time.sleep(1e-6)  # as a finaliser that lets others run
+
+    environment, before = mm.environments.tools({"calculate": mm.environments.calculator()}), gc.get_threshold()
+    gc.callbacks.append(tidied)
+    gc.set_threshold(3, 10**9, 10**9)
+    try:
+        replies = environment([said(f"<calculate>({n} + 1) * 2 - -3</calculate>") for n in range(150)])
+    finally:
+        gc.callbacks.remove(tidied)
+        gc.set_threshold(*before)
+    assert [reply[0]["content"] for reply in replies] == [str((n + 1) * 2 + 3) for n in range(150)]
 
 
 def test_operations_are_counted() -> None:

@@ -132,7 +132,8 @@ def test_keywords_are_read_from_the_source(write_module: Callable[[str, str], Pa
     assert mistakes(use="loud_two.exact", first=1, thrid=2) == [
         "rewards.mine.thrid: unknown key of loud_two.exact; nearest: third; takes first, second, third"
     ]
-    assert mistakes(use="loud_two.exact") == ["rewards.mine.first: missing, loud_two.exact needs it"]
+    (line,) = mistakes(use="loud_two.exact")
+    assert line.startswith("rewards.mine.first: missing, loud_two.exact needs it; ")
     assert mistakes(use="loud_two.Thing", size=1, **{"from": "x"}) == []
     assert mistakes(use="loud_two.Thing", sise=1)[0].startswith("rewards.mine.sise: unknown key of loud_two.Thing; nearest: size")
     assert mistakes(use="loud_two.Thing.made", whatever=1) == []  # a decorator may take anything
@@ -206,6 +207,21 @@ def test_a_run_that_names_outside_code_asks_for_trust(theirs: Path, mmalign: Cal
     assert "--trust" in done.err and not (theirs / "imported").exists()
     done = mmalign(*words, "--trust")
     assert "takes --trust" not in done.err and done.code != 0  # no checkpoint there, or no pipeline: further on than before
+
+
+def test_a_reward_of_ones_own_asks_for_no_trust_where_it_is_not_built(theirs: Path, mmalign: Callable[..., Any]) -> None:
+    node = {**DEMO, "rewards": {"mine": {"use": "loud_three.exact", "first": 1}}, "combine": None, "run": {"name": "theirs"}}
+    (theirs / "runs" / "theirs" / "config.yaml").write_text(yaml.safe_dump(node))
+    for words in (["sample", "theirs"], ["export", "theirs"]):
+        done = mmalign(*words)
+        assert done.code == 2 and "theirs: no checkpoint there" in done.err, done.err  # so far it went
+    for words in (["sample", "theirs", "--guidance", "dps"], ["eval", "theirs"], ["compare", "theirs", "--guidance", "dps"]):
+        assert "loud_three.exact (rewards.mine.use)" in mmalign(*words).err
+    node = {**node, "prompts": {"use": "loud_three.exact", "first": 1}, "evaluation": {"judges": {"a": {"use": "loud_three.exact"}}}}
+    (theirs / "runs" / "theirs" / "config.yaml").write_text(yaml.safe_dump(node))
+    assert "outside of mmalign, which would be imported and run: loud_three.exact (prompts.use); takes" in mmalign("sample", "theirs").err
+    assert "no checkpoint there" in mmalign("sample", "theirs", "--prompt", "a").err
+    assert not (theirs / "imported").exists()
 
 
 def test_check_lists_and_train_says_what_it_imports(theirs: Path, mmalign: Callable[..., Any]) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 import mmalign as mm
-from mmalign.policies.pipelines.replay import decoded, transition_at_once
+from mmalign.data.pairs import listed
+from mmalign.needs import REALISM, REALISM_OF_GIVEN
+from mmalign.policies.pipelines import score_differences as score_differences_of
+from mmalign.policies.pipelines.classifying import by_row, features
+from mmalign.policies.pipelines.denoising_errors import Noised
+from mmalign.policies.pipelines.probing import cut
+from mmalign.policies.pipelines.replay import decoded, transition, transition_at_once
 from mmalign.policies.twins import pipelines as twins
+from mmalign.records import Thumb
 from mmalign.samplers import kernels, score_differences, windows
 from mmalign.samplers.adjoints import RewardGradient, last
-from mmalign.samplers.score_differences import Noising
+from mmalign.samplers.score_differences import Adversary, Noising
 from mmalign.types import Level, UserError
 
 STEPS = 3
@@ -133,17 +143,86 @@ def test_a_fake_learns_a_chunk_past_those_before_it(policy):
         target = (noised["hidden_states"] - clean) / sigma
         wanted = -0.5 * (policy.denoiser(**{**call, **noised})[0] - target).double().square().sum()
     torch.testing.assert_close(bound.squeeze().detach(), wanted, rtol=1e-4, atol=0)
-    with pytest.raises(UserError, match=r"method\.gan: .* in 2 chunks"):
+    with pytest.raises(UserError, match=r"are \[4, 2, 4, 4\], and those of samples are \[4, 5, 4, 4\]; takes the size of the samples"):
         policy.noised(rollout, column, Noising(), seeds, rows_at_once=1, given=(["a"] * 2, torch.zeros(2, 5, 3, 32, 32)))
 
 
+def real_second_chunk(policy, video, call: dict) -> tuple[torch.Tensor, dict]:
+    """The latents of the chunk of a given video ``[1, F, C, H, W]`` that is made second, and what the transformer is handed of the one
+    before. The first of its five latent frames is the picture's place; the chunks have two each."""
+    vae = policy.pipe.vae
+    with torch.no_grad():
+        frames = vae.encode((2 * video - 1).transpose(1, 2)).latent_dist.mode() * vae.config.scaling_factor
+    picture = call["latents_clean"][:, :, :1]
+    if policy.caller.call["sampling_type"] == "vanilla":  # goes on from the first two
+        chunk, nearest, next_two = frames[:, :, 3:], frames[:, :, 2:3], torch.cat([picture, frames[:, :, 1:2]], 2)
+    else:  # the end is made first
+        chunk, nearest, next_two = frames[:, :, 1:3], frames[:, :, 3:4], torch.cat([frames[:, :, 4:], torch.zeros_like(picture)], 2)
+    return chunk, {"latents_clean": torch.cat([picture, nearest], 2), "latents_history_2x": next_two}
+
+
+def told(policy, view, call: dict) -> torch.Tensor:
+    """A classifier's logit of one call of the transformer itself."""
+    with features(policy.denoisers) as seen:
+        policy.denoiser(**call)
+    return view.classifier(by_row(seen, 1)[0]).squeeze()
+
+
+def test_a_classifier_sees_a_real_chunk_past_the_real_ones_before_it(policy):
+    """Real videos come whole: they are cut as the pipeline puts its chunks together, and each is shown behind its own; against calls of
+    the transformer itself. The pull of a student's chunk is the derivative there, behind the student's."""
+    policy.sets.keep("fake")
+    rollout, calls = spoken(policy, lambda: policy.sample(["a fox"], 2, torch.Generator().manual_seed(0)))
+    videos = torch.rand((2, 17, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    column, seeds, view = STEPS + 1, torch.tensor([5, 11]), policy.errors.classifying("fake")
+    _, rows = policy.noised(rollout, column, Noising(), seeds, rows_at_once=1, given=(["a fox"] * 2, videos))
+    both = rows.take(torch.tensor([1, 0])).held
+    policy.caller._shapes.clear()  # what stands still runs once, for its shape, and has no say
+    policy._places.pop(1, None)
+    terms = view.steps(replace(rows, held=Noised.join([both])), torch.arange(2), needs=frozenset({REALISM, REALISM_OF_GIVEN})).terms
+    one, order = Adversary("fake", 0.3, Noising()), [1, 0]
+    (pulled,) = score_differences_of.pulls(
+        policy, rollout, torch.arange(2), column, transition(policy, rollout, torch.arange(2), column), seeds[:, None], (one,)
+    )
+    for place, row in enumerate(order):
+        call = {
+            name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in calls[2 * STEPS * row + column].items()
+        }
+        with torch.no_grad():
+            clean = clean_of(policy, call)
+            chunk, history = real_second_chunk(policy, videos[row : row + 1], call)
+            real = {**call, **at_level(policy, chunk, int(seeds[row]), 0)[1]}
+            wanted = told(policy, view, {**real, **history})
+            assert float((told(policy, view, real) - wanted).abs()) > 1e-4
+        torch.testing.assert_close(terms["realism_of_given"][place, 0].float(), wanted, rtol=0, atol=2e-6)
+        sigma, noised = at_level(policy, clean, int(seeds[row]), 0)
+        leaf = noised["hidden_states"].requires_grad_()
+        logit = told(policy, view, {**call, **noised, "hidden_states": leaf})
+        torch.testing.assert_close(terms["realism"][place, 0].float(), logit.detach(), rtol=0, atol=2e-6)
+        (slope,) = torch.autograd.grad(-one.weight * softplus(-logit), leaf)
+        torch.testing.assert_close(pulled[row], (1 - sigma) * slope[0], rtol=1e-3, atol=1e-4 * float(slope.abs().max()))
+
+
+def test_videos_that_cannot_be_cut_are_one_line(policy):
+    class Silent:
+        pipe = policy.pipe
+
+        def __call__(self, *args, **call):
+            return ((),)
+
+    with pytest.raises(UserError, match=r"method\.gan: HunyuanVideoFramepackPipeline .* does not return their latents"):
+        cut(Silent(), "a fox")
+
+
 @pytest.mark.parametrize("policy", ["vanilla"], indirect=True)
-def test_a_streaming_student_is_trained(policy, tmp_path):
-    """EchoTorrent's pull of what is made last, and a reward, move it; the fake learns beside it."""
+@pytest.mark.parametrize("method", [mm.methods.echotorrent(tail=0.5, updates=1, reward=1.0), mm.methods.dmd2(gan=0.1, updates=1)])
+def test_a_streaming_student_is_trained(policy, method, tmp_path):
+    """EchoTorrent's pull of what is made last, and a reward, move it, or DMD2's with real videos; the fake learns beside it."""
     before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    real = {} if method.reward_gradient.utility is not None else {"records": listed([Thumb("a fox", torch.rand(17, 3, 32, 32), 1.0)])}
     run = mm.online(
         policy, prompts=["a fox"], rewards={"bright": lambda outputs, prompts: outputs.flatten(1).mean(1)},
-        method=mm.methods.echotorrent(tail=0.5, updates=1, reward=1.0), steps=1, batch={"prompts": 1, "group": 1},
+        method=method, steps=1, batch={"prompts": 1, "group": 1}, **real,
         evaluation={"every": 1, "samples": 1}, run={"folder": str(tmp_path), "name": "stream", "trackers": ()},
     )  # fmt: skip
     moved = [name for name, parameter in policy.parameters().items() if not torch.equal(parameter, before[name])]
@@ -184,9 +263,51 @@ def test_a_reward_reaches_every_chunk_with_the_others_as_they_were_made(policy):
         ask(RewardGradient(last(STEPS + 1), lambda rewards: rewards))
 
 
-def test_what_has_to_see_chunks_behind_each_other_is_one_line(policy):
+def after(policy, rollout, column: int, moved: torch.Tensor, *, across: bool) -> torch.Tensor:
+    """The video where a step's outcome was another, and the noise of all steps behind it the same, those of later chunks too; or of which
+    later chunks are as they were made."""
+    held, rows = rollout.held, torch.arange(len(rollout))
+    other = replace(rollout, held=replace(held, x=held.x.clone(), x_next=held.x_next.clone()))
+    other.held.x_next[column] = moved
+    for step in range(column + 1, len(held.x) if across else (column // STEPS + 1) * STEPS):
+        if held.chunk[step] == held.chunk[step - 1]:
+            other.held.x[step] = other.held.x_next[step - 1]
+        with torch.no_grad():
+            was, now = (transition_at_once(policy, one, rows, step).mean for one in (rollout, other))
+        other.held.x_next[step] = held.x_next[step] + now - was
+    with torch.no_grad():
+        return decoded(policy, other, rows, other.held.x_next[-1])
+
+
+def test_adjoint_matching_has_what_a_chunk_does_to_those_behind_it(policy):
+    """The adjoint of each chunk's step, against two videos of which all that is behind the step was made anew."""
+    rollout, rng = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    frames = slice(8) if policy.caller.call["sampling_type"] != "vanilla" else slice(9, 17)  # of the chunk that is made second
+    say = lambda outputs, rows: (outputs.double()[:, frames] - 0.5).square().flatten(1).sum(1)  # noqa: E731
+    how = mm.methods.adjoint_matching().reward_gradient
+    ask = lambda how: policy.adjoints(rollout, how, say, rng, rows_at_once=1).held.adjoints  # noqa: E731
+    made, apart = ask(how), ask(how._replace(across=False))
+    assert [one.column for one in made] == [0, 1, STEPS, STEPS + 1]
+
+    def slope(one, way, across=True):
+        above, below = (float(say(after(policy, rollout, one.column, one.point + s * way, across=across), None)) for s in (1, -1))
+        return (above - below) / 2
+
+    for one, alone in zip(made, apart, strict=True):
+        crossing = one.vector - alone.vector if one.column < STEPS else one.vector
+        way = 0.01 * crossing / crossing.square().mean().sqrt()
+        if one.column < STEPS:
+            found = slope(one, way) - slope(one, way, across=False)
+            assert found == pytest.approx(float((crossing * way).sum()), rel=0.1)
+        else:
+            assert torch.equal(one.vector, alone.vector) and slope(one, way) == pytest.approx(float((crossing * way).sum()), rel=0.05)
+    policy.steps(policy.adjoints(rollout, how, say, rng, rows_at_once=1), torch.arange(1), needs=mm.methods.adjoint_matching().needs)
+
+
+def test_what_chunks_have_not_is_one_line(policy):
     rollout, rng = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0)), torch.Generator()
-    with pytest.raises(UserError, match="takes policy gradients"):
-        policy.adjoints(rollout, mm.methods.adjoint_matching().reward_gradient, lambda outputs, rows: outputs.sum(), rng, rows_at_once=1)
+    with pytest.raises(UserError, match=r"method\.subjects: .* in 2 chunks"):
+        how = mm.methods.adjoint_matching(subjects=1.0).reward_gradient
+        policy.adjoints(rollout, how, lambda outputs, rows: outputs.sum(), rng, rows_at_once=1)
     with pytest.raises(UserError, match="each of its own latents"):
         policy.latents(rollout)

@@ -8,6 +8,7 @@ import torch
 import mmalign as mm
 from mmalign.needs import NOISE, contrast, kls
 from mmalign.policies.forward import latents
+from mmalign.policies.pipelines import calling
 from mmalign.policies.pipelines.replay import transition
 from mmalign.policies.pipelines.trained_levels import training_schedule
 from mmalign.policies.settings import Schedule
@@ -245,8 +246,6 @@ def test_mistakes():
     for settings, message in (({"times": "cosine"}, "times: got"), ({"draws": 0}, "draws: got 0"), ({"target": "x"}, "target: got")):
         with pytest.raises(UserError, match=message):
             digits(**settings)
-    with pytest.raises(UserError, match="LTX2Pipeline has no denoising error to train on: it denoises a sound"):
-        wrapped(*twin("LTX2Pipeline"))
     with pytest.raises(UserError, match="takes images"):
         rollout(digits(), torch.rand(4, 8, 8))
     policy = digits()
@@ -401,3 +400,37 @@ def test_a_first_frame_that_is_given_is_no_part_of_the_latent(dtype, rounding):
     assert sum(p.grad.abs().sum() for p in policy.parameters().values() if p.grad is not None) > 0
     own = policy.sample(["a fox"], 2, torch.Generator().manual_seed(0), decode=False)
     assert own.held.clean.shape == rows.held.x[0].shape == wanted.shape
+
+
+@pytest.mark.parametrize("name", ["LTX2Pipeline", "LTX2ImageToVideoPipeline"])
+def test_a_video_that_is_made_with_a_sound_is_asked_about_without_it(name, monkeypatch):
+    """Of given videos there is no sound, least of all one of their noise level: each is denoised by itself, and nothing guides it. Against
+    the transformer, beside another sound."""
+    pipe, call = twin(name)
+    inner = mm.policies.diffusers(pipe, device="cpu", call=call, schedule=Schedule(steps=2), memory=mm.Memory(rows_at_once=1))
+    policy, calls = mm.policies.forward(inner, draws=2), []
+    shape, refused = inner.first().shape, policy.refusals(["a fox"])
+    note = lambda module, args, kwargs: calls.append(dict(kwargs))  # noqa: E731
+    pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    own = policy.sample(["a fox"], 1, torch.Generator().manual_seed(0))
+    assert len(calls) == 2 and own.held.clean.shape[1:] == shape and not refused
+    outputs = torch.rand((2, call["num_frames"], 3, call["height"], call["width"]), generator=torch.Generator().manual_seed(1))
+    table = rollout(policy, outputs, ["a cat", "a cat"])
+    held, start = table.held, len(calls)
+    steps = policy.steps(table, torch.arange(2))
+    assert len(calls) == start + 4
+    for number, asked in enumerate(calls[start:]):
+        draw, row = divmod(number, 2)
+        sound = torch.randn_like(asked["audio_hidden_states"])
+        with torch.no_grad():
+            velocity = pipe.transformer(**{**asked, "isolate_modalities": True, "audio_hidden_states": sound})[0]
+        if name == "LTX2ImageToVideoPipeline":
+            assert asked["timestep"].unique().numel() == 2 and float(asked["timestep"].min()) == 0
+            velocity = pipe._unpack_latents(velocity, asked["num_frames"], asked["height"], asked["width"])[:, :, 1:]
+        wanted = -0.5 * (velocity - (held.noise[0, draw] - held.clean[row])).double().square().sum()
+        assert steps.log_probs[row, draw].item() == pytest.approx(wanted.item(), rel=1e-4)
+    steps.log_probs.sum().backward()
+    monkeypatch.setattr(calling, "ALONE", "no_such_argument")
+    for ask in (lambda: policy.refusals(["a fox"]), lambda: policy.steps(table, torch.arange(2))):
+        with pytest.raises(UserError, match=f"{name} denoises something beside the latent, a sound say"):
+            ask()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import warnings
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.rewards._shared import launch
 from mmalign.rewards._shared.sandbox import Limits, run
 from mmalign.rewards.texts.code_tests import code_of, code_tests
 from mmalign.rewards.texts.testbench import testbench as bench
@@ -74,6 +78,41 @@ def test_which_code_is_meant():
 def test_what_takes_too_much_is_ended(code):
     done = python(code, seconds=0.5, memory=2**28)
     assert done.code != 0 and len(done.output) <= 2**20
+
+
+def test_a_command_that_waits_for_a_processor_is_not_late(monkeypatch):
+    """The clock goes on by a second at each look; the command asks for a processor, and has had one for .1 s in each."""
+    now, used, states = itertools.count(), itertools.count(), {"R", "S"}
+    monkeypatch.setattr(launch.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(launch, "usage", lambda root, own: (states, next(used) / 10))
+    watch = launch._Watch({"wall": 3.0, "longest": 90.0}, -1, -1)
+    assert not any(watch._late(pause=1.0) for _ in range(30)) and watch.time == pytest.approx(2.9)
+    states.remove("R")  # what sleeps is
+    assert watch._late(pause=1.0)
+    states.add("R")
+    kept = launch._Watch({"wall": 1e9, "longest": 90.0}, -1, -1)
+    assert sum(not kept._late(pause=1.0) for _ in range(100)) == 90  # whoever lets it wait
+
+
+def test_the_clock_of_commands_stands_while_we_do(monkeypatch):
+    looks = iter([100.0, 100.3, 4000.0, 4000.1])
+    monkeypatch.setattr(launch.time, "monotonic", lambda: next(looks))
+    clock = launch.Clock()
+    assert [clock.look(0.5) for _ in range(3)] == pytest.approx([0.3, 0.5, 0.1]) and clock.time == pytest.approx(0.9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="as Linux tells it")
+def test_what_processes_have_used():
+    busy = "import os, time\nwhile time.process_time() < .3: pass\nprint(flush=True)\nif os.fork() == 0:\n    time.sleep(600)\nos.wait()"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", busy], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not (below := launch.descendants(process.pid)):
+            pass
+        states, used = launch.usage(os.getpid(), set())
+        assert "S" in states and used > 0.25
+        os.kill(below[0], signal.SIGKILL)
+    assert launch.usage(os.getpid(), set())[1] > 0.25, "of those that ended, too"
 
 
 def test_files_are_small_and_the_folder_is_gone():

@@ -43,7 +43,8 @@ def refuses(outputs: Any, prompts: list[str]) -> Any:
 
 
 BAD = [
-    (raises, "reward r: raised KeyError: 'weights.pt'"),
+    (raises, rf"reward r: raised KeyError: 'weights\.pt' \(test_feedback\.py, line {raises.__code__.co_firstlineno + 1}\)$"),
+    (lambda o, p: torch.zeros(2) + torch.zeros(3), r"reward r: raised RuntimeError: .* \(test_feedback\.py, line \d+\)$"),
     (refuses, "reward r: takes images"),
     (lambda o, p: o, r"reward r: returned shape \[3, 1\], takes \[3\]: one score for each output"),
     (lambda o, p: torch.zeros(2), r"reward r: returned shape \[2\], takes \[3\]"),

@@ -25,6 +25,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE = "__file__"  # that a row is from, beside its columns
 KEY = "__key__"  # of a row of a shard: the name that its members share
 FIELD = 128 * 2**10  # bytes of a field of CSV, at least
+LAST = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's that is whole
 UNFOLDED = 100  # bytes of a parquet row group, which is read whole, for each byte of its file, past the first 512 MiB
 WIDTHS = {
     "BOOLEAN": 1,
@@ -48,11 +49,12 @@ class Block(NamedTuple):
 
 
 def blocks(path: str | Sequence[str], *, most: int = MEMBER) -> list[Block]:
-    """The blocks of a JSONL, JSON, CSV, parquet or tar file, or of a folder of them, or of several of these.
+    """The blocks of a JSONL, JSON, CSV, TSV, parquet, arrow or tar file, or of a folder of them, or of several of these.
 
     most: bytes of one member of a tar file.
 
-    A folder with a metadata file (``metadata.jsonl``, ``.csv`` or ``.parquet``) is an image folder, and that file alone is read.
+    A folder that the ``datasets`` library has saved (``save_to_disk``) is read as that says. A folder with a metadata file
+    (``metadata.jsonl``, ``.csv`` or ``.parquet``) is an image folder, and that file alone is read.
     A row keeps the path of its file (``__file__``): the paths of its media start in that folder.
     Errors: UserError for no such file, another kind, or an empty folder.
     """
@@ -62,8 +64,10 @@ def blocks(path: str | Sequence[str], *, most: int = MEMBER) -> list[Block]:
         return [block for one in path for block in blocks(one, most=most)]
     place = Path(path)
     if is_folder(place):
-        files = [place / name for name in METADATA if (place / name).is_file()][:1] or sorted(
-            file for file in place.rglob("*") if file.suffix.lower() in _READERS and file.is_file()
+        files = (
+            saved(place)
+            or [place / name for name in METADATA if (place / name).is_file()][:1]
+            or sorted(file for file in place.rglob("*") if file.suffix.lower() in _READERS and file.is_file())
         )
         if not files:
             raise UserError(f"records.path: {path} holds none of {', '.join(METADATA)}, and no file in {', '.join(_READERS)}")
@@ -147,10 +151,14 @@ def _json(file: Path, most: int) -> list[Block]:
 
 
 def _csv(file: Path, most: int) -> list[Block]:
-    return [Block(file.name, lambda: _of_csv(file), str(file))]
+    return [Block(file.name, lambda: _of_csv(file, ","), str(file))]
 
 
-def _of_csv(file: Path) -> tuple[int, Callable[[int], Row]]:
+def _tsv(file: Path, most: int) -> list[Block]:
+    return [Block(file.name, lambda: _of_csv(file, "\t"), str(file))]
+
+
+def _of_csv(file: Path, between: str) -> tuple[int, Callable[[int], Row]]:
     """Rows of as many fields as the header has, fields of any length; others are broken, and so is a quote that nothing closes."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -163,7 +171,7 @@ def _of_csv(file: Path) -> tuple[int, Callable[[int], Row]]:
     rows: list[list[str] | Broken] = []
     limit = csv.field_size_limit(max(FIELD, len(text)))  # of the whole process: put back below
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
         while (row := _next(reader)) is not None:
             if row:
                 rows.append(row)
@@ -226,20 +234,68 @@ def _parquet(file: Path, most: int) -> list[Block]:
                 broken = error if isinstance(error, Broken) else Broken(f"not readable: {short(error)}")
                 return 1, lambda number: _raised(broken)
 
-            def read(number: int) -> Row:
-                try:
-                    row = table.slice(number, 1)
-                    if large and (size := sum(_unfolded(column) for column in row.columns)) > most_of_it:
-                        raise Broken(f"a row that unfolds to {size:,} bytes, takes at most {most_of_it:,}")
-                    return _mapping(row.to_pylist()[0])
-                except damaged as error:
-                    raise Broken(f"not readable: {short(error)}") from error
-
-            return table.num_rows, read
+            return table.num_rows, _of_table(table, most_of_it if large else None)
 
         return Block(f"{file.name}#{group}", opened, str(file))
 
     return [block(group) for group in range(groups)]
+
+
+def _of_table(table: Any, most: int | None) -> Callable[[int], Row]:
+    """Reads a row of a table of pyarrow. most: bytes that it may unfold to; None where all its rows together are fewer."""
+    import pyarrow
+
+    def read(number: int) -> Row:
+        try:
+            row = table.slice(number, 1)
+            if most is not None and (size := sum(_unfolded(column) for column in row.columns)) > most:
+                raise Broken(f"a row that unfolds to {size:,} bytes, takes at most {most:,}")
+            return _mapping(row.to_pylist()[0])
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise Broken(f"not readable: {short(error)}") from error
+
+    return read
+
+
+def saved(folder: Path) -> list[Path]:
+    """The files of a data set that the ``datasets`` library has saved there, in its order; [] for any other folder.
+
+    Errors: UserError for a folder of several splits.
+    """
+    several, state = folder / "dataset_dict.json", folder / "state.json"
+    if several.is_file():
+        splits = sorted(place.parent.name for place in folder.glob("*/state.json"))
+        raise UserError(f"records.path: {folder} holds several splits, takes one of them: {', '.join(str(folder / one) for one in splits)}")
+    if not state.is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    try:
+        return [folder / Path(str(one["filename"])).name for one in _mapping(parsed(state.read_bytes()))["_data_files"]]
+    except (Broken, KeyError, TypeError) as error:
+        raise UserError(f"records.path: {state} names no files of a data set: {short(error)}") from error
+
+
+def _arrow(file: Path, most: int) -> list[Block]:
+    """A shard of a data set that the ``datasets`` library has saved: Arrow's stream format, or its file format."""
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise UserError("records: arrow files need the package pyarrow, which is not installed") from error
+
+    def opened() -> tuple[int, Callable[[int], Row]]:
+        try:
+            with pyarrow.memory_map(str(file)) as held:
+                is_file = held.read(6) == b"ARROW1"
+                held.seek(max(0, held.size() - len(LAST)))
+                if not is_file and held.read(len(LAST)) != LAST:  # what reads it takes the end of a batch for the end of them all
+                    raise ValueError("it ends before its last batch does")
+                held.seek(0)
+                table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(held).read_all()
+            table.validate(full=True)
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise UserError(f"records.path: {file} is no arrow file, or a damaged one: {short(error)}") from error
+        return table.num_rows, _of_table(table, max(2**29, UNFOLDED * file.stat().st_size))
+
+    return [Block(file.name, opened, str(file))]
 
 
 def _size(group: Any, schema: Any) -> int:
@@ -313,5 +369,5 @@ def located(source: Any, folder: str | Path | None = None) -> Any:
 
 
 _READERS: dict[str, Callable[[Path, int], list[Block]]] = {
-    ".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".tar": _shard,
+    ".jsonl": _lines, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".arrow": _arrow, ".tar": _shard,
 }  # fmt: skip

@@ -54,7 +54,9 @@ def dmd2(  # a keyword for each weight of theirs
     and variance arrive, and single steps drift apart. Take ``tdm`` with ``separate``, where each step is matched by itself.
     Of a video that the student makes chunk by chunk (a streaming one), a step is drawn in each chunk, and the three scores are asked past
     the chunks that it made before. By the chain rule ``KL(student || teacher)`` is the sum over chunks of that of each, given those before;
-    what a chunk does to those behind it is not in the gradient, which costs nothing where every chunk can be the teacher's.
+    what a chunk does to those behind it is not in the gradient, which costs nothing where every chunk can be the teacher's. Of a real video
+    the classifier sees each chunk past the real ones before it: ``C = log p_real(before) / p_student(before) + log p_real(chunk | before) /
+    p_student(chunk | before)``, and its derivative by the chunk has no part of the first.
     A classifier at its optimum says ``C = log p_real - log p_student`` of noised rows, so that ``gan`` pulls to the real data where
     teacher and data differ: the student may become better than its teacher, and ends between the two.
 

@@ -25,7 +25,8 @@ def adjoint_matching(
         loss = mean over rows of  sum_i beta/2 | (mean_i - mean_ref,i) / std_i + std_i a_{i+1} |^2
 
     which is ``beta KL(pi || ref) - adjoint . mean`` and a constant. Where the sampler is memoryless (the sample does not depend on
-    the first latent) its one fixed point is the policy whose samples have the density ``ref exp(r / beta) / Z``.
+    the first latent) its one fixed point is the policy whose samples have the density ``ref exp(r / beta) / Z``. A video that is made chunk
+    by chunk is one process of all its chunks' steps: the adjoint of what a chunk became has what each chunk says that goes on from it.
 
     Args:
         beta: reward that a nat costs: 1 / lambda of the paper, whose lambda goes up to 12,500 for rewards in hundredths.
@@ -47,7 +48,7 @@ def adjoint_matching(
     Dialects:
     - soc-fine-tuning-sd: quantile=0.9: its code.
     """
-    how, usual = RewardGradient(some_random(count), identity, under="ref", subjects=subjects), RunningMean(decay=0.9)
+    how, usual = RewardGradient(some_random(count), identity, under="ref", subjects=subjects, across=True), RunningMean(decay=0.9)
 
     def left_out(feedback: Feedback) -> Tensor:
         size = read(feedback, STD) * read(feedback, ADJOINT_SIZE)

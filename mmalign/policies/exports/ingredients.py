@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import whole
+from mmalign.distributed.meshes import whole
 from mmalign.policies.adapters import ADAPTER, linear_layers, lora_layers
 from mmalign.policies.language.scoring.reference_models import refuse_other_words
 from mmalign.policies.transformers import TransformersPolicy

@@ -33,6 +33,7 @@ from mmalign.policies.adapters import (
 )
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.comfyui import keyed
+from mmalign.policies.pipelines.calling import quiet
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.types import UserError
 
@@ -124,8 +125,9 @@ def _diffusers_lora(pipe: Any, modules: Mapping[str, nn.Module], place: Path) ->
         return {"load_into_transformer_2": True} if name == "transformer_2" else {}
 
     def load(folder: Path, fresh: Any) -> Any:
-        for name in modules:
-            fresh.load_lora_weights(str(folder / name if options(name) else folder), **options(name))
+        with quiet():  # the encoders' LoRA, of which there is none
+            for name in modules:
+                fresh.load_lora_weights(str(folder / name if options(name) else folder), **options(name))
         return fresh
 
     code = []

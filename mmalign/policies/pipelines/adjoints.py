@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,14 @@ from mmalign.types import Level, Rollout, UserError
 __all__: list[str] = []  # no policy
 
 
+class Value(Protocol):
+    """What is maximised."""
+
+    def __call__(self, leaf: Tensor, rows: Tensor) -> Tensor:
+        """leaf: last latents ``[R, ...]`` of rows ``[R]`` -> ``[R]``, with its graph."""
+        ...
+
+
 def adjoints(  # all that a gradient depends on
     policy: Distilled, rollout: Rollout, how: RewardGradient, utility: Callable[..., Tensor], rng: torch.Generator,
     *, rows_at_once: int, seeds: Tensor | None = None, latents: bool = False, decode: bool = True,
@@ -31,22 +40,28 @@ def adjoints(  # all that a gradient depends on
 
     A video that is made in chunks is a sample for each: a plan of its own, whose gradients end where the chunk begins, with all the others
     as they were made. So what a chunk does to those that go on from it is not in its gradient, as where a student forces itself
-    (Self Forcing, arXiv 2506.08009, whose keys and values of frames before have no graph; recalled).
+    (Self Forcing, arXiv 2506.08009, whose keys and values of frames before have no graph; recalled). With ``how.across`` it is, see
+    ``_through_chunks``.
     """
     held: Trajectories = rollout.held
-    refuse_chunks(policy, held, how)
+    refuse_subjects(policy, held, how)
     plans = by_chunk(how.plan, held.random, held.chunk if len(held.chunk) else torch.zeros(len(held.random)), rng)
     copies = torch.randint(2**62, (how.copies - 1, len(rollout)), generator=rng)
     if how.copies > 1 and any(plan.last == 0 for plan in plans):
         raise UserError("policy.schedule.steps: got 1, takes 2 or more where the last step is taken again from other noise (copies)")
     own = torch.zeros((len(rollout), 0), dtype=torch.int64) if seeds is None else seeds
-    made = list[Adjoint]()
-    for plan in plans:
+
+    def values(plan: Plan) -> Value:
         ends = None if len(plans) == 1 else plan.start + len(plan.trained) - 1
-        value = partial(_value, policy, rollout, utility, latents=latents, decode=decode, column=ends)
-        calls = in_calls(rollout, torch.arange(len(rollout)), rows_at_once)
-        parts = [_of_rows(policy, rollout, how, plan, rows, (copies, own), value) for rows in calls]
-        made += [Adjoint.join(same) for same in zip(*parts, strict=True)]
+        return partial(_value, policy, rollout, utility, latents=latents, decode=decode, column=ends)
+
+    def of(rows: Tensor) -> list[Adjoint]:
+        if how.across and len(plans) > 1:
+            return _through_chunks(policy, rollout, how, plans, rows, values)
+        return [one for plan in plans for one in _of_rows(policy, rollout, how, plan, rows, (copies, own), values(plan))]
+
+    parts = [of(rows) for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once)]
+    made = [Adjoint.join(same) for same in zip(*parts, strict=True)]
     squares = torch.zeros(len(rollout), len(held.random), dtype=torch.float64)
     for adjoint in made:
         squares[:, adjoint.column] += adjoint.vector.double().flatten(1).square().sum(1)
@@ -62,13 +77,12 @@ def _value(  # all that a reward is asked with
     return utility(decoded(policy, rollout, rows, leaf, column) if decode else None, rows, *([leaf] if latents else []))
 
 
-def refuse_chunks(policy: Played, held: Trajectories, how: RewardGradient) -> None:
-    """Errors: UserError for what would have to see chunks of a video behind each other: what is carried back under other parameters, to
-    every step's own value, is another without the chunks that go on from a step."""
-    if held.chunks > 1 and (how.subjects or how.under != "current"):
+def refuse_subjects(policy: Played, held: Trajectories, how: RewardGradient) -> None:
+    """Errors: UserError for subjects in a video that is made in chunks: in which a word's maps lie over other frames each time."""
+    if held.chunks > 1 and how.subjects:
         raise UserError(
-            f"method: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks, and no step's value is known without those "
-            "behind it; takes policy gradients, or a gradient of the steps of each chunk (draft, refl, dmd2)"
+            f"method.subjects: {type(policy.pipe).__name__} makes this video in {held.chunks} chunks, and subjects are looked for in one "
+            "latent; takes 0"
         )
 
 
@@ -83,7 +97,7 @@ def grown(policy: Played, rollout: Rollout, rows: Tensor, column: int, step: Tra
 
 def _of_rows(
     policy: Distilled, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, seeds_of: tuple[Tensor, Tensor],
-    value: Callable[[Tensor, Tensor], Tensor],
+    value: Value,
 ) -> list[Adjoint]:  # fmt: skip
     """The adjoints of some rows, those of trained steps first, and then those of copies of the last one.
 
@@ -95,9 +109,6 @@ def _of_rows(
     def outcome(number: int, x: Tensor) -> Tensor:
         step = transition_at_once(policy, rollout, rows, plan.start + number, x, through=how.through)
         return step.clean if number == plan.end else step.mean
-
-    def under() -> AbstractContextManager[None]:
-        return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
 
     def gradient(sample: Tensor) -> Tensor:
         if how.utility is None:
@@ -117,7 +128,7 @@ def _of_rows(
             pulled = pulled * weights_of(policy, last_frames(rollout.outputs[rows], how.tail), rollout.outputs[rows], sample).to(sample)
     running = partial(_running, policy, rollout, rows, how) if how.subjects else None
     vectors = carrying.carried_back(
-        plan, gradient(sample) + pulled, lambda number: there(held.x[plan.start + number]), outcome, under, running
+        plan, gradient(sample) + pulled, lambda number: there(held.x[plan.start + number]), outcome, partial(_under, policy, how), running
     )
     made = list[Adjoint]()
     for number in sorted(vectors):
@@ -131,6 +142,54 @@ def _of_rows(
             again = transition_at_once(policy, rollout, rows, place, x.to(sample.dtype)).mean.to(sample.dtype)
         made.append(Adjoint(place, gradient(again).cpu(), again.cpu(), x.to(sample.dtype).cpu()))
     return made
+
+
+def _through_chunks(
+    policy: Distilled, rollout: Rollout, how: RewardGradient, plans: Sequence[Plan], rows: Tensor, values: Callable[[Plan], Value]
+) -> list[Adjoint]:  # fmt: skip
+    """The adjoints of some rows' trained steps, chunks that go on from a step included.
+
+    The adjoint of a chunk's end is the reward's own derivative by it, and what is said of it by each chunk that goes on from it.
+    """
+    held, made = rollout.held, list[Adjoint]()
+    ends = [at_work(policy, rows, held.x_next[plan.start + plan.last]) for plan in plans]
+    said = [torch.zeros_like(end) for end in ends]
+    for number, plan in reversed(list(enumerate(plans))):
+        own = carrying.of_reward(partial(values(plan), rows=rows), ends[number])
+        vectors, of_ends = _through_chunk(policy, rollout, how, plan, rows, ends[:number], own + said[number])
+        said = [one + more for one, more in zip(said[:number], of_ends, strict=True)]
+        made += [Adjoint(column, vector.cpu(), held.x_next[column][rows]) for column, vector in vectors.items()]
+    return sorted(made, key=lambda one: one.column)
+
+
+def _through_chunk(
+    policy: Distilled, rollout: Rollout, how: RewardGradient, plan: Plan, rows: Tensor, before: list[Tensor], gradient: Tensor
+) -> tuple[dict[int, Tensor], list[Tensor]]:  # fmt: skip
+    """Step -> the adjoint of its outcome, of a chunk's trained steps, and the adjoints of what the chunks ``before`` became.
+
+    The state of its steps is the latent and what those before became, which a step leaves as it is: ``[1 + chunks before, R, ...]``. A
+    first move, which is no step, makes the state that the chunk begins with. gradient: by the chunk's end.
+    """
+    there, start = partial(at_work, policy, rows), plan.start - 1
+
+    def begun(move: int) -> Tensor:
+        return torch.stack([there(rollout.held.x[start + move]), *before])
+
+    def outcome(move: int, state: Tensor) -> Tensor:
+        x = state[0] if move > 1 else None  # the first latent of a chunk is noise
+        mean = transition_at_once(policy, rollout, rows, start + move, x, through=how.through, ends=state[1:]).mean
+        return torch.cat([mean.to(state)[None], state[1:]])
+
+    adjoint = torch.stack([gradient, *map(torch.zeros_like, before)])
+    moves = Plan(torch.cat([torch.tensor([bool(before)]), plan.trained]))
+    vectors = dict(carrying.carried_back(moves, adjoint, begun, outcome, partial(_under, policy, how)))
+    of_ends = list(vectors.pop(0)[1:]) if before else []
+    return {start + move: vector[0] for move, vector in vectors.items()}, of_ends
+
+
+def _under(policy: Distilled, how: RewardGradient) -> AbstractContextManager[None]:
+    """The parameters that are gone back through."""
+    return nullcontext() if how.under == "current" else policy.using(how.under)  # type: ignore[no-any-return]
 
 
 def _share_of_chunk(tail: float, chunk: int, chunks: int) -> float:
@@ -161,7 +220,7 @@ def _running(policy: Distilled, rollout: Rollout, rows: Tensor, how: RewardGradi
         times, levels = first.timesteps[column].to(x.device).expand(len(x)), Level(*(value.to(x).expand(len(x)) for value in level))
         return view.of.probe(some, x, times, levels)
 
-    with nullcontext() if how.under == "current" else policy.using(how.under), torch.enable_grad():
+    with _under(policy, how), torch.enable_grad():
         leaf = at_work(policy, rows, held.x[column]).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(view.subject_cost(ask, prompts, named, leaf).sum(), leaf)
     length = held.dt[rows, column].to(gradient).view(-1, *(1,) * (gradient.ndim - 1))

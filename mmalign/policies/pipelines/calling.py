@@ -25,6 +25,9 @@ from mmalign.types import UserError, contents
 
 SHOWN, DIGITS = 80, 9  # letters of a prompt in a message; of a class's number
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
+BESIDE = {"audio_guidance_scale": 1.0, "modality_scale": 1.0, "audio_modality_scale": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
+"""What switches off a call's other guidances: of the sound, of video and sound by each other, of blocks that are left out (LTX-2)."""
+ALONE = "isolate_modalities"  # an argument of denoisers of several streams: whether each is denoised without the others
 
 
 def load(name: str, *, dtype: str | None = None) -> Any:
@@ -106,7 +109,9 @@ class Caller:
             stack.enter_context(encoded_once(pipe, together, self._embeddings))
             if player is not None:
                 seated = stack.enter_context(seat(pipe, player, len(prompts)))
-                if self.branches is not None and player.timesteps is None:  # a probe asks without guidance
+                if player.timesteps is not None:
+                    stack.enter_context(by_itself(self.denoisers))
+                elif self.branches is not None:  # a probe asks without guidance
                     stack.enter_context(guided_branches.detached(pipe, self.denoisers, self.branches))
                 if skip or until is not None:
                     over = lambda: seated.column < skip or (until is not None and seated.column >= until)  # noqa: E731
@@ -188,8 +193,29 @@ def noting(pipe: Any, last: list[Tensor]) -> dict[str, Any]:
 
 
 def unguided(accepts: Container[str], denoisers: int) -> dict[str, float]:
-    """The arguments of a call without classifier-free guidance, of those that it accepts; without a second expert, its scale is refused."""
-    return {name: 1.0 for name in GUIDANCE if name in accepts and not (denoisers == 1 and name.endswith("_2"))}
+    """The arguments of a call without guidance, of those that it accepts; without a second expert, its scale is refused."""
+    off = {**dict.fromkeys(GUIDANCE, 1.0), **BESIDE}
+    return {name: value for name, value in off.items() if name in accepts and not (denoisers == 1 and name.endswith("_2"))}
+
+
+def isolating(denoisers: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The denoisers that can leave out what is denoised beside the latent."""
+    return [module for module in denoisers.values() if ALONE in inspect.signature(module.forward).parameters]
+
+
+@contextmanager
+def by_itself(denoisers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Denoisers of a video and its sound are asked of the video alone, as their guidance of the one by the other asks them."""
+    alone = [module.register_forward_pre_hook(_alone, with_kwargs=True) for module in isolating(denoisers)]
+    try:
+        yield
+    finally:
+        for hook in alone:
+            hook.remove()
+
+
+def _alone(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, ALONE: True}
 
 
 def named_rows(accepts: Container[str], prompts: Sequence[Any], classes: int | None) -> dict[str, Any]:

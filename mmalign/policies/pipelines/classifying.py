@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from mmalign.needs import REALISM, REALISM_OF_GIVEN
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised, Probed
+from mmalign.policies.pipelines.interception import FOR_ITS_SHAPE
+from mmalign.policies.pipelines.trajectories import Behind
 from mmalign.types import Level, Need, Rollout, Steps, UserError
 
 WIDTH = 128  # of the hidden layer
@@ -41,6 +43,8 @@ def features(denoisers: Mapping[str, nn.Module]) -> Iterator[list[list[Tensor]]]
     seen = list[list[Tensor]]()
 
     def note(module: nn.Module, arguments: object, output: object) -> None:
+        if FOR_ITS_SHAPE.get():
+            return
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim >= 3]
         streams = [leaf if leaf.ndim == 3 else leaf.flatten(2).transpose(1, 2) for leaf in leaves]
         seen.append([stream for stream in streams if len(stream) == len(streams[0])])
@@ -102,10 +106,10 @@ class Classifying(DenoisingErrors):
         """The denoiser's that are trained, and the classifier's."""
         return {**self.of.parameters(), **{f"classifier.{name}": value for name, value in self.classifier.named_parameters()}}
 
-    def logits(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level) -> Tensor:
-        """``[R]`` of noised rows, with a graph from ``x`` on."""
+    def logits(self, prompts: list[str], x: Tensor, timesteps: Tensor, levels: Level, behind: Behind | None = None) -> Tensor:
+        """``[R]`` of noised rows, with a graph from ``x`` on. behind: as of ``Noised``."""
         with features(self.of.denoisers) as seen:
-            self.predicted(prompts, x, timesteps, levels)
+            self.predicted(prompts, x, timesteps, levels, behind)
         return self._told(seen, len(x))
 
     def _told(self, seen: Sequence[Sequence[Tensor]], rows: int) -> Tensor:
@@ -118,8 +122,9 @@ class Classifying(DenoisingErrors):
             steps = super().steps(rollout, rows, columns, needs - {REALISM, REALISM_OF_GIVEN})
         if noised.given is None:
             raise UserError("records: missing; this method tells samples from given images or videos, and has none")
-        own = self._told(seen, len(rows))
-        given = self.logits([noised.given_prompts[row] for row in rows.tolist()], *self.at_level(noised, rows, 0, noised.given[rows]))
+        own, behind = self._told(seen, len(rows)), None if noised.given_behind is None else noised.given_behind.take(rows)
+        prompts, at = [noised.given_prompts[row] for row in rows.tolist()], self.at_level(noised, rows, 0, noised.given[rows])
+        given = self.logits(prompts, *at, behind)
         terms = {name: value.double().cpu()[:, None] for name, value in (("realism", own), ("realism_of_given", given))}
         return replace(steps, terms={**steps.terms, **terms})
 

@@ -62,7 +62,7 @@ class Noised:
     predicted: name -> ``[B, draws, ...]`` float32 on the CPU, what was predicted under each of them, in the target's parametrisation.
     weight: ``[B, ...]``, what each number of a latent counts; None: all alike. given: ``[B, ...]``, latents of data that nobody sampled,
     one beside each row, of the prompts ``given_prompts``; None: there are none. behind: the chunks before that of ``clean``, where a video
-    is made in several.
+    is made in several; ``given_behind``: those before that of ``given``.
     """
 
     clean: Tensor
@@ -76,14 +76,17 @@ class Noised:
     given: Tensor | None = None
     given_prompts: list[str] = field(default_factory=list)
     behind: Behind | None = None
+    given_behind: Behind | None = None
 
     def take(self, rows: Tensor) -> Noised:
         others = [self.others[row] for row in rows.tolist()]
         refs, predicted = ({name: table[rows] for name, table in tables.items()} for tables in (self.refs, self.predicted))
         weight, given = (None if value is None else value[rows] for value in (self.weight, self.given))
         beside: dict[str, Any] = {"given": given, "given_prompts": [self.given_prompts[row] for row in rows.tolist() if given is not None]}
-        behind = None if self.behind is None else self.behind.take(rows)
-        of_rows: dict[str, Any] = {"refs": refs, "predicted": predicted, "weight": weight, "behind": behind, **beside}
+        behind, given_behind = (None if value is None else value.take(rows) for value in (self.behind, self.given_behind))
+        of_rows: dict[str, Any] = {
+            "refs": refs, "predicted": predicted, "weight": weight, "behind": behind, "given_behind": given_behind, **beside,
+        }  # fmt: skip
         return replace(self, clean=self.clean[rows], which=self.which[rows], others=others, **of_rows)
 
     @staticmethod
@@ -100,6 +103,7 @@ class Noised:
             None if parts[0].given is None else torch.cat([part.given for part in parts if part.given is not None]),
             [prompt for part in parts for prompt in part.given_prompts],
             None if parts[0].behind is None else Behind.join([part.behind for part in parts if part.behind is not None]),
+            None if parts[0].given_behind is None else Behind.join([part.given_behind for part in parts if part.given_behind is not None]),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,6 +93,15 @@ def seeded(pipe: Any, seeds: list[int], device: torch.device) -> Iterator[None]:
 # Steps that are over
 
 
+FOR_ITS_SHAPE: ContextVar[bool] = ContextVar("for_its_shape", default=False)
+"""Whether a module runs for the shape of its answer alone, in a step that is over: what it says there is nobody's."""
+
+
+def _alone(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    FOR_ITS_SHAPE.set(True)
+    return own(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class _Shape:
     shape: torch.Size
@@ -115,9 +125,8 @@ def skipped(modules: Mapping[str, nn.Module], over: Callable[[], bool], rows: in
             key = (name, rows, len(tensor_shapes), next((shape for shape in tensor_shapes if len(shape) >= 3), None))
             if key not in shapes:
                 with torch.no_grad():
-                    shapes[key] = tree_map(
-                        lambda v: _Shape(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v, own(*args, **kwargs)
-                    )
+                    answer = copy_context().run(_alone, own, *args, **kwargs)
+                shapes[key] = tree_map(lambda v: _Shape(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v, answer)
             return tree_map(lambda v: torch.zeros(v.shape, dtype=v.dtype, device=v.device) if isinstance(v, _Shape) else v, shapes[key])
 
         return call

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import spread
+from mmalign.distributed.messages import spread
 from mmalign.policies.settings import Schedule
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Level, Prediction, UserError

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 
 from mmalign.arguments.ranges import Count
+from mmalign.policies.pipelines import probing
 from mmalign.policies.pipelines.calling import Caller, one_line
 from mmalign.policies.pipelines.interception import Finished
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.scheduler import Player
 from mmalign.types import UserError
 
 __all__: list[str] = []  # no policy
@@ -53,19 +55,28 @@ def _refuse_one_row(caller: Caller, prompts: Sequence[Any], rows_at_once: int) -
 def _refusal(caller: Caller, prompts: list[Any], *, denoise: bool = False) -> str:
     """Why a call with these prompts fails before its denoiser runs; empty where it does not. denoise: before its first step is done."""
 
-    def leave(*_: Any) -> None:
-        raise Finished
+    try:
+        _left(caller, prompts, denoise=denoise)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSED as error:
+        return one_line(error)
+    return ""
 
-    def answer(moment: Moment) -> Any:
+
+def _left(caller: Caller, prompts: list[Any], *, denoise: bool = False, look: Callable[[], None] = lambda: None) -> None:
+    """A call that is left before its denoiser runs, after a ``look``. denoise: before its first step is done."""
+
+    def leave(*_: Any) -> None:
+        look()
         raise Finished
 
     with ExitStack() as hooks:
         for denoiser in () if denoise else caller.denoisers.values():
             hooks.callback(denoiser.register_forward_pre_hook(leave).remove)
-        try:
-            caller.until_finished(prompts, [0] * len(prompts), Player(answer), prompts)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSED as error:
-            return one_line(error)
-    return ""
+        caller.until_finished(prompts, [0] * len(prompts), Player(leave), prompts)
+
+
+def refuse_beside(caller: Caller, prompt: Any) -> None:
+    """Asks the call of a prompt, before anything is denoised, whether that is more than its latent, see ``probing.refuse_beside``."""
+    _left(caller, [prompt], look=partial(probing.refuse_beside, caller))

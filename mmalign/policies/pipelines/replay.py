@@ -53,20 +53,24 @@ def transition(policy: Played, rollout: Rollout, rows: Tensor, column: int, x: T
 
 
 def transition_at_once(
-    policy: Played, rollout: Rollout, rows: Tensor, column: int, x: Tensor | None = None, *, through: bool = True
-) -> Transition:
+    policy: Played, rollout: Rollout, rows: Tensor, column: int, x: Tensor | None = None, *, through: bool = True,
+    ends: Tensor | None = None,
+) -> Transition:  # fmt: skip
     """One recorded step under the current parameters, of rows whose prompts were encoded together.
 
     x: ``[R, ...]``, where the step begins elsewhere than it did, with a graph where it has one; not for the first step, whose latent the
-    pipeline makes. through: whether the denoiser's output has a graph.
+    pipeline makes. through: whether the denoiser's output has a graph. ends: ``[chunks, R, ...]`` of a video's chunks before that of the
+    step, in place of what they became, with a graph.
     """
     trajectories: Trajectories = rollout.held
     there = partial(at_work, policy, rows)
     begun, moments = there(trajectories.x[column]) if x is None else x, list[Moment]()
+    others = {} if x is None else {column - 1: begun}
+    others |= {} if ends is None else {trajectories.steps_of(chunk)[-1]: end for chunk, end in enumerate(ends)}
 
     def answer(moment: Moment) -> Tensor:
         if moment.column < column:
-            return laid_out(begun if x is not None and moment.column == column - 1 else there(trajectories.x_next[moment.column]))
+            return laid_out(others[moment.column] if moment.column in others else there(trajectories.x_next[moment.column]))
         moments.append(moment)
         raise Finished
 

@@ -129,10 +129,11 @@ class _Played:
         self.player, self.column, self.position = player, 0, 0
         self.chunk, self.asked = 0, False  # of the schedules, whether anything was asked of the present one
         self.rows, self.clean_first, self.reads_sigmas = rows, clean_first, reads_sigmas
-        self.numbers = itertools.count()
+        self.numbers, self.copies = itertools.count(), 0  # of further streams: the numbers of their questions, and how many there are
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A pipeline that copies its scheduler, for a second stream, gets one that steps by itself."""
+        self.copies += 1
         player, numbers = self.player, self.numbers
         kind: Any = type(self).__mro__[2]
         copied = kind.__new__(kind)

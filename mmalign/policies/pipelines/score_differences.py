@@ -12,8 +12,9 @@ from torch.nn.functional import softplus
 
 from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised
 from mmalign.policies.pipelines.latents import latents
+from mmalign.policies.pipelines.probing import Cut
 from mmalign.policies.pipelines.replay import Played, at_work, in_calls, transition_at_once
-from mmalign.policies.pipelines.trajectories import Trajectories, Transition
+from mmalign.policies.pipelines.trajectories import Behind, Trajectories, Transition
 from mmalign.samplers import score_differences
 from mmalign.samplers.score_differences import Adversary, Noising, ScoreDifference
 from mmalign.types import Level, Rollout, UserError
@@ -27,25 +28,26 @@ class Distilled(Played, Protocol):
         """How well it denoises given latents."""
         ...
 
+    @property
+    def cut(self) -> Cut:
+        """Where the chunks of a video lie in the whole of it."""
+        ...
+
 
 @torch.no_grad()
 def noised(  # as of the protocol
     policy: Distilled, rollout: Rollout, column: int, noising: Noising, seeds: Tensor, *, rows_at_once: int,
     given: tuple[list[str], Tensor] | None = None,
 ) -> Rollout:  # fmt: skip
-    """See ``abilities.Differentiable``. Errors: UserError for given rows of another shape, or beside a video that is made in chunks."""
-    refuse_chunks(policy, rollout.held, beside_given=given is not None)
+    """See ``abilities.Differentiable``. Errors: UserError for given rows of another shape."""
     parts = list[Noised]()
     for rows in in_calls(rollout, torch.arange(len(rollout)), rows_at_once):
         step = transition_at_once(policy, rollout, rows, column)
         parts.append(_noised(policy, rollout, rows, column, step, noising, seeds[rows]))
     shape, held = (len(rollout), 1), Noised.join(parts)
     if given is not None:
-        beside = latents(policy, given[1], given[0]).to(held.clean)
-        if beside.shape != held.clean.shape:
-            got, takes = list(beside.shape[1:]), list(held.clean.shape[1:])
-            raise UserError(f"records: got rows whose latents are {got}, and those of samples are {takes}; takes the size of the samples")
-        held = replace(held, given=beside, given_prompts=given[0])
+        beside, given_behind = _cut(policy, rollout.held, column, latents(policy, given[1], given[0]), held.clean)
+        held = replace(held, given=beside, given_prompts=given[0], given_behind=given_behind)
     return Rollout(
         prompts=rollout.prompts,
         outputs=rollout.outputs,
@@ -54,6 +56,23 @@ def noised(  # as of the protocol
         group=rollout.group,
         held=held,
     )
+
+
+def _cut(policy: Distilled, held: Trajectories, column: int, whole: Tensor, clean: Tensor) -> tuple[Tensor, Behind | None]:
+    """Given latents ``[B, ...]`` as the samples of a step are, ``clean``: all of them, or the chunk that the step makes, and those before.
+
+    Errors: UserError for another shape than that of the samples, chunk by chunk or whole.
+    """
+    cut, behind = (None, None) if held.chunks == 1 else (policy.cut, held.behind(column))
+    got, takes = list(whole.shape[1:]), list(clean.shape[1:] if cut is None else cut.shape)
+    if got != takes:
+        raise UserError(f"records: got rows whose latents are {got}, and those of samples are {takes}; takes the size of the samples")
+    if cut is None:
+        return whole.to(clean), None
+    chunks = [part.of(whole.to(clean)) for part in cut.parts]
+    if behind is not None:
+        behind = replace(behind, ends=torch.stack([chunk.cpu() for chunk in chunks[: len(behind.ends)]]))
+    return chunks[int(held.chunk[column])], behind
 
 
 def _noised(policy: Distilled, rollout: Rollout, rows: Tensor, column: int, step: Transition, noising: Noising, seeds: Tensor) -> Noised:
@@ -88,8 +107,7 @@ def pulls(
         x = wide.signal * clean + wide.noise * held.noise[:, 0]
         at = errors.schedule.timesteps[places].to(clean.device), Level(*(value[places].to(clean) for value in errors.schedule.levels))
         if isinstance(one, Adversary):
-            refuse_chunks(policy, rollout.held, beside_given=True)
-            yield _to_given(policy, one, prompts, x, at) * wide.signal
+            yield _to_given(policy, one, prompts, x, at, held.behind) * wide.signal
             continue
         with policy.using(str(one.toward)):
             toward = errors.predicted(prompts, x, *at, held.behind).clean
@@ -102,18 +120,13 @@ def pulls(
         yield one.weight * score_differences.pull(toward, away, clean, wide, one.normaliser)
 
 
-def refuse_chunks(policy: Distilled, held: Trajectories, *, beside_given: bool) -> None:
-    """Errors: UserError where a classifier would compare chunks of a video with given ones, which have nothing before them."""
-    if held.chunks > 1 and beside_given:
-        made = f"{type(policy.pipe).__name__} makes this video in {held.chunks} chunks"
-        raise UserError(f"method.gan: {made}, and real videos come whole; takes 0")
-
-
-def _to_given(policy: Distilled, one: Adversary, prompts: list[str], x: Tensor, at: tuple[Tensor, Level]) -> Tensor:
+def _to_given(
+    policy: Distilled, one: Adversary, prompts: list[str], x: Tensor, at: tuple[Tensor, Level], behind: Behind | None
+) -> Tensor:  # fmt: skip
     """By how much a classifier takes noised rows ``x`` for given data, ``-weight softplus(-logit)``, differentiated by these."""
     with policy.using(one.of), torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        logits = policy.errors.classifying(one.of).logits(prompts, leaf, *at)  # type: ignore[attr-defined]
+        logits = policy.errors.classifying(one.of).logits(prompts, leaf, *at, behind)  # type: ignore[attr-defined]
         (gradient,) = torch.autograd.grad(-one.weight * softplus(-logits).sum(), leaf)
     return torch.where(gradient.flatten(1).isfinite().all(1).view(-1, *(1,) * (x.ndim - 1)), gradient, 0.0)
 

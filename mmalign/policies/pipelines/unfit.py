@@ -66,11 +66,9 @@ NO_TWIN: dict[str, str] = {
 }
 
 
-# Pipelines whose probe is not their own step at the same latent and time, and why; ``forward`` refuses the first kind
-NO_PROBE: dict[str, str] = {
-    "LTX2*": "it denoises a sound beside the video, and at the time of a probe there is no sound of that noise level",
-}
+# Pipelines whose probe is not their own step at the same latent and time, and why
 ANOTHER_DRAW: dict[str, str] = {
+    "LTX2*": "a probe asks for the video alone, as there is no sound of a given noise level, and its step has both see each other",
     "IF*SuperResolution*": "the small image that it enlarges gets noise, which a probe draws anew",
     "StableDiffusionUpscalePipeline": "the small image that it enlarges gets noise, which a probe draws anew",
     "StableVideoDiffusionPipeline": "the image that it starts from gets noise, which a probe draws anew",
@@ -80,12 +78,7 @@ ANOTHER_DRAW: dict[str, str] = {
 
 def probe_differs(pipeline: str) -> str | None:
     """Why a probe of a class is not its own step, or None."""
-    return next((why for pattern, why in (NO_PROBE | ANOTHER_DRAW).items() if fnmatch.fnmatchcase(pipeline, pattern)), None)
-
-
-def without_probe(pipeline: str) -> str | None:
-    """Why a class cannot be probed, or None."""
-    return next((why for pattern, why in NO_PROBE.items() if fnmatch.fnmatchcase(pipeline, pattern)), None)
+    return next((why for pattern, why in ANOTHER_DRAW.items() if fnmatch.fnmatchcase(pipeline, pattern)), None)
 
 
 def without_twin(pipeline: str) -> str | None:

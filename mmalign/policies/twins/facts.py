@@ -223,7 +223,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "JoyImageEditTransformer3DModel": WAN,
     "AutoencoderKLLTX2Video": {
         "latent_channels": 4, "block_out_channels": (8,), "decoder_block_out_channels": (8,), "layers_per_block": (1,), "decoder_layers_per_block": (1, 1),
-        "spatio_temporal_scaling": (True,), "decoder_spatio_temporal_scaling": (True,), "decoder_inject_noise": (False, False), "downsample_type": ("spatial",),
+        "spatio_temporal_scaling": (True,), "decoder_spatio_temporal_scaling": (True,), "decoder_inject_noise": (False, False), "downsample_type": ("spatiotemporal",),
         "upsample_residual": (False,), "upsample_factor": (1,), "patch_size": 1, "decoder_causal": False, "down_block_types": ("LTX2VideoDownBlock3D",),
         "upsample_type": ("spatiotemporal",),
     },

@@ -32,6 +32,7 @@ PARENT_DEATH, DUMPABLE, SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 36, 38  # of prctl
 SECCOMP, FILTER, ALLOW = 22, 2, 0x7FFF0000
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, the same on all architectures
 POLL = 0.02  # seconds between two looks at what the command uses
+LATE = 0.5  # seconds that a look may come late; more than that, and this process stood still, and the command with it
 ENTRIES, DEPTH = 10_000, 64  # of its folder; more than that counts as a full disk
 SWEEPS = 500  # to end what is left
 MARKS = 8  # seccomp filters by which ``orphans`` knows what was started here; programs that guard themselves have one to three
@@ -59,18 +60,36 @@ def main() -> None:
     _say(status, {"code": watch.code, "why": watch.why, "left": end(os.getpid(), watch.first)})
 
 
+class Clock:
+    """A clock that stands while this process does. time: seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.time, self._last = 0.0, time.monotonic()
+
+    def look(self, most: float) -> float:
+        """The seconds since the last look, ``most`` where this process has stood still for longer than that."""
+        last, self._last = self._last, time.monotonic()
+        passed = min(self._last - last, most)
+        self.time += passed
+        return passed
+
+
 class _Watch:
-    """What is known of a command while it runs. code: None until it has ended by itself; why: the limit that it met."""
+    """What is known of a command while it runs. code: None until it has ended by itself; why: the limit that it met.
+
+    time: that counts of it, see ``_late``. used: seconds of the processor, by all of its processes.
+    """
 
     def __init__(self, job: dict[str, Any], results: int, second: int) -> None:
         self.job, self.results, self.own = job, results, {second}
         self.first: int | None = None
         self.code: int | None = None
         self.why = ""
+        self.clock, self.time, self.used = Clock(), 0.0, 0.0
 
     def run(self, status: int) -> None:
         """Returns when the command has ended, has met a limit, or is to be stopped."""
-        until, pending, pause = time.monotonic() + self.job["wall"], b"", POLL
+        pending, pause = b"", POLL
         while not self.why:
             ready = select.select([self.results, 0], [], [], pause)[0]
             if self.results in ready:
@@ -82,7 +101,7 @@ class _Watch:
                     return
             if 0 in ready:
                 self.why = "stopped"
-            elif time.monotonic() > until:
+            elif self._late(pause):
                 self.why = "time"
             elif os.path.isdir("/proc/self"):
                 began = time.monotonic()
@@ -95,6 +114,18 @@ class _Watch:
             self.first = event["first"]
             self.own.add(event["first"])
             _say(status, {"lacks": event["lacks"]})
+
+    def _late(self, pause: float) -> bool:
+        """Counts the time since the last look, and whether it is up.
+
+        All of it counts where no process of the command asks for a processor, and else as much as they had of one: a program is not
+        ended because the machine is busy, or stands still. But ``longest`` holds for any.
+        """
+        passed, before = self.clock.look(pause + LATE), self.used
+        states, used = usage(os.getpid(), self.own)
+        self.used = max(before, used)
+        self.time += min(passed, self.used - before) if "R" in states else passed
+        return self.time > self.job["wall"] or self.clock.time > self.job["longest"]
 
     def _over(self) -> str:
         """The limit that all processes of the command together are over; empty for none."""
@@ -239,6 +270,15 @@ def children(parent: int) -> Iterator[int]:
         for name in _names("/proc"):
             if name.isdigit() and (fields := read(f"/proc/{name}/stat").rpartition(")")[2].split()) and int(fields[1]) == parent:
                 yield int(name)
+
+
+def usage(root: int, own: set[int]) -> tuple[set[str], float]:
+    """States of the processes below this one, ``own`` left out, and seconds of the processor that all of them had, and those that ended."""
+    lines = {pid: read(f"/proc/{pid}/stat").rpartition(")")[2].split() for pid in descendants(root)}
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = sum(sum(map(int, fields[11:15])) for fields in lines.values())
+    states = {fields[0] for pid, fields in lines.items() if fields and pid not in own}
+    return states, ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(pid: int) -> int:

@@ -27,7 +27,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +44,8 @@ LACKS = {
 
 
 class Limits(NamedTuple):
-    """seconds: of one process, of the processor's time; and of a command, by the clock, with two more to start.
+    """seconds: of one process, of the processor's time; and of a command, by the clock, with two more to start. That clock stands
+    while the machine does, and while the command waits for a processor (ten times as long, and a minute, at the most).
 
     memory: bytes of address space of one process, and of what all of a command's processes hold. file, disk: bytes of one file, and of
     all. processes: of a command, at a time. isolate: ``try`` leaves the network and others' files behind where the system allows it;
@@ -135,10 +135,15 @@ def _piped(command: Sequence[str], inside: Path, limits: Limits) -> Done:
         _close(printing, reporting)
     with process:
         try:
-            return _watched(process, output, status, time.monotonic() + limits.seconds + 2 + START)
+            return _watched(process, output, status, _longest(limits) + START)
         finally:
             _end(process)
             _close(output, status)
+
+
+def _longest(limits: Limits) -> float:
+    """Seconds by the clock after which a command is ended that was kept waiting for a processor."""
+    return 10 * limits.seconds + 60
 
 
 def _close(*descriptors: int) -> None:
@@ -152,7 +157,8 @@ def _launched(command: Sequence[str], inside: Path, limits: Limits, printing: in
         "RLIMIT_NOFILE": 64, "RLIMIT_MSGQUEUE": 0,
     }  # fmt: skip
     job = {
-        "limits": rlimits, "wall": limits.seconds + 2, "memory": limits.memory, "disk": limits.disk, "processes": limits.processes,
+        "limits": rlimits, "wall": limits.seconds + 2, "longest": _longest(limits), "memory": limits.memory, "disk": limits.disk,
+        "processes": limits.processes,
         "isolate": limits.isolate != "no", "status": reporting, "command": list(command),
     }  # fmt: skip
     places = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(inside), "TMPDIR": str(inside), "LANG": "C.UTF-8"}
@@ -162,15 +168,20 @@ def _launched(command: Sequence[str], inside: Path, limits: Limits, printing: in
     )  # fmt: skip
 
 
-def _watched(process: subprocess.Popen[bytes], output: int, status: int, until: float) -> Done:
-    """What the launcher reports, and what the command prints meanwhile, up to ``until`` on the clock."""
+def _watched(process: subprocess.Popen[bytes], output: int, status: int, longest: float) -> Done:
+    """What the launcher reports, and what the command prints meanwhile, for so many seconds by a clock that stands while we do."""
+    from mmalign.rewards._shared.launch import LATE, Clock
+
+    clock = Clock()
     read = {output: b"", status: b""}
     with selectors.DefaultSelector() as selector:
         for descriptor in (output, status):
             os.set_blocking(descriptor, False)
             selector.register(descriptor, selectors.EVENT_READ)
-        while status in {key.fd for key in selector.get_map().values()} and time.monotonic() < until:
-            for key, _ in selector.select(timeout=1.0):
+        while status in {key.fd for key in selector.get_map().values()} and clock.time < longest:
+            ready = selector.select(timeout=1.0)
+            clock.look(1.0 + LATE)
+            for key, _ in ready:
                 if not _more(key.fd, read):
                     selector.unregister(key.fd)
             if len(read[output]) > OUTPUT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
@@ -14,6 +14,7 @@ from mmalign.arguments.facts import Differentiable, of_latents
 from mmalign.arguments.parameters import accepted
 from mmalign.arguments.ranges import Positive
 from mmalign.arguments.reads import columns_read
+from mmalign.rewards._shared.patience import wait
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import UserError
 
@@ -25,7 +26,7 @@ def time_limit(reward: Callable[..., Any], *, seconds: Positive = 60.0) -> Score
     or a loop. What hangs is left behind in a thread: while it is at work the reward is not asked again, and has no scores. A call into
     C that keeps Python's lock cannot be left behind; rewards of ours that may meet such calls have ``seconds`` of their own.
 
-    reward: that is asked. seconds: of a batch, by the clock.
+    reward: that is asked. seconds: of a batch, by the clock; one that stands while this process is stopped, or has no processor.
 
     Errors: UserError for what is no reward, and for no time.
 

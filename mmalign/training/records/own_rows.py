@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmalign.distributed.shards import held
 from mmalign.distributed.team import Team
 from mmalign.needs import refs
 from mmalign.records import Drawn, Pair, Unfinished
@@ -44,7 +45,7 @@ class OwnRows:
         seeds = [int(torch.randint(2**31, (), generator=stream(self.seed, "own", name))) for name in names]
         if not prompts:
             return []
-        with self._under(by):
+        with self._under(by), held(self.policy):
             return list(self.policy.generate(prompts, seeds, **call))
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mmalign.arguments.facts import of_latents
+from mmalign.distributed.shards import held
 from mmalign.training.rollouts.feedback import Functions
 from mmalign.types import Oracle, Policy, Rollout, UserError
 
@@ -35,6 +36,7 @@ def latents_of(policy: Any, rollout: Rollout, rewards: Functions) -> Tensor | No
 
 def generated(policy: Any, prompts: list[Any], seeds: list[int], call: dict[str, Any], *functions: Functions) -> tuple[Any, Tensor | None]:
     """Outputs as users get them, and their latents where somebody scores these."""
-    if any(of_latents(function) for some in functions for function in some.values()):
-        return policy.generated(prompts, seeds, **call)  # type: ignore[no-any-return]
-    return policy.generate(prompts, seeds, **call), None
+    with held(policy):
+        if any(of_latents(function) for some in functions for function in some.values()):
+            return policy.generated(prompts, seeds, **call)  # type: ignore[no-any-return]
+        return policy.generate(prompts, seeds, **call), None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmalign.distributed.shards import held
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import DRIFT
 from mmalign.training.rollouts.background import Background
@@ -87,7 +88,7 @@ class Rollouts:
             waiting.clear()
             for part in self.parts:
                 rng = stream(self.seed, step, attempt)
-                with nullcontext() if self.sampled_by == "current" else self.policy.using(self.sampled_by):
+                with nullcontext() if self.sampled_by == "current" else self.policy.using(self.sampled_by), held(self.policy):
                     rollout = self.policy.sample(prompts, self.batch.group, rng, step=step, part=part, **self.drawing)
                 rollout.columns |= beside(some[part], rows=len(rollout))
                 rollouts.append(rollout)

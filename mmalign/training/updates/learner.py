@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.distributed.shards import is_cut, of_rows, own_rows, sharded
+from mmalign.distributed.meshes import is_cut, of_rows, own_rows
+from mmalign.distributed.shards import sharded
 from mmalign.distributed.team import ALONE, Team
 from mmalign.needs import MASK, OLD, REWARDS, called, needed, refs
 from mmalign.runs import checkpoint
@@ -31,7 +32,6 @@ from mmalign.types import Method, Need, Policy, Rollout
 
 ROUNDING = 1e-9
 """A gradient's norm up to here is what sums in float32 that cancel leave (3e-11 for WPO on ties), and a tenth of Adam's ``eps``."""
-
 
 BEHIND = "behind"
 """The set of parameters that the next step's rollout is of, where rollouts are sampled one step early."""

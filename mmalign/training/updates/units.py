@@ -77,8 +77,9 @@ class Spread(Protocol):
 
     spreads: str
 
-    def compute_together(self, count: int, world: int, place: int) -> None:
-        """From now on so many do, those of neighbouring places. world: how many processes there are. place: of this one.
+    def compute_together(self, count: int, world: int, place: int, **more: int) -> None:
+        """From now on so many do, those of neighbouring places. world: how many processes there are. place: of this one. more: of
+        ``sequence``, ``ring``.
 
         Errors: UserError for a model that cannot be spread so.
         """
@@ -95,7 +96,7 @@ def spread(policy: Policy, method: Method, devices: Devices, team: Team) -> None
         takes = "1" if own is None else f"1, or devices.{own}"
         raise UserError(f"devices.{key}: got {count}, and {type(policy).__name__} is no {which}; takes {takes}")
     if isinstance(policy, Spread):
-        policy.compute_together(count, team.count, team.place)
+        policy.compute_together(count, team.count, team.place, **({"ring": devices.ring} if key == "sequence" and own == key else {}))
 
 
 def steps_at_once(policy: Policy, method: Method, micro_steps: int | None) -> int | None:

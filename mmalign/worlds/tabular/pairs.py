@@ -22,6 +22,8 @@ def tabular_pairs(
 ) -> list[Pair]:  # fmt: skip
     """Pairs of episodes of the policy that takes every action as often, ``P(first) = sigmoid((u_1 - u_2) / temperature)``, labels drawn.
 
+    Episodes that are the same are a tie, strength 0.5.
+
     Args:
         world: as of the policy. reward: the one that is preferred.
         by: ``return``: ``u = sum_t discount^t r_t``, as Bradley-Terry reward models take it. ``regret``:
@@ -51,7 +53,8 @@ def tabular_pairs(
     for number, won in enumerate(first.tolist()):
         better, worse = (2 * number, 2 * number + 1) if won else (2 * number + 1, 2 * number)
         scores = (float(worth.flatten()[better]), float(worth.flatten()[worse]))
-        pairs.append(Pair(rollout.prompts[better], outputs[better], outputs[worse], 1.0, f"pair {number}", scores=scores))
+        strength = 1.0 if outputs[better] != outputs[worse] else 0.5  # nothing is better than itself, whatever was drawn
+        pairs.append(Pair(rollout.prompts[better], outputs[better], outputs[worse], strength, f"pair {number}", scores=scores))
     return pairs
 
 

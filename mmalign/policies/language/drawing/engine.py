@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmalign.distributed.shards import in_processes, whole
+from mmalign.distributed.meshes import in_processes, whole
 from mmalign.media import canonical_bytes
 from mmalign.policies.adapters import write_adapter
 from mmalign.policies.language.drawing.drawing import Drawing, Drawn

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmalign.conversations import Turn, media_of
-from mmalign.distributed.shards import whole
+from mmalign.distributed.meshes import whole
 from mmalign.files import usual_modes
 from mmalign.media import Medium, footage
 from mmalign.policies.adapters import lora_layers
