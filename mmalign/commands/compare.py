@@ -93,7 +93,7 @@ def compare(  # what a command may be told
     samples: Count = 4, seeds: Count = 3, gradient: NotNegative = 2.0, rows_at_once: Count = 64, out: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:  # fmt: skip
-    """Samples with each guidance and without, and sets them beside best-of-N that cost as much.
+    """Compares ways of guidance with each other, with none, and with best-of-N at the same cost.
 
     Args:
         pipe: a pipeline. reward: what guidance sees, as ``guide`` takes it. judge: what it does not see, ``(outputs, prompts) -> [B]``;

@@ -41,7 +41,7 @@ def evaluate(  # what a command may be told
     call: Mapping[str, Any] | None = None, seed: Seed = 0, using: str = "current",
     who: str = "",
 ) -> Evaluated:  # fmt: skip
-    """Puts a suite's questions to a policy, or reads its answers from a file, and scores them.
+    """Evaluates a policy on a benchmark: asks it the suite's questions, or reads its answers from a file, and scores them.
 
     Args:
         policy: whatever answers in words; None where ``answers`` is given.

@@ -43,7 +43,7 @@ def search_steps(  # what a command may be told
     prompts_at_once: Count = 8,
     seed: Seed = 0,
 ) -> dict[str, float]:
-    """Writes pairs of steps with what they follow, the better one by Monte Carlo tree search first; returns counts.
+    """Writes preference pairs of single steps, found by Monte Carlo tree search, with what stands before them; returns counts.
 
     From the root a step is taken by ``argmax_a Q(s, a) + explore P sqrt(N(s)) / (1 + N(s, a))`` until a leaf; its ``width`` next steps are
     drawn from the policy, the first of them is played to the end, also by the policy, and the reward of the whole comes back to all steps

@@ -24,7 +24,7 @@ def serve_reward(
     requirements: Path | None = None,
     with_stdin: bool = False,
 ) -> None:
-    """Answers for rewards until it is told to stop (SIGTERM, Ctrl-C): a question on its way then still gets its answer.
+    """Serves rewards over HTTP until it is told to stop (SIGTERM, Ctrl-C); a question on its way then still gets its answer.
 
     Args:
         rewards: name -> reward, under which it is asked for.

@@ -86,7 +86,7 @@ def tabulate(
     folders: Sequence[str | Path], *, out: str | Path, numbers: Sequence[str] | None = None, inside: str | None = None,
     outside: str | None = None, own: Sequence[str] | None = None, less: Sequence[str] = (),
 ) -> Tabulated:  # fmt: skip
-    """A table of evaluations over runs, with rank correlations between its columns, written as ``table.md``, ``.json`` and ``.png``.
+    """A table of the evaluations of runs, with rank correlations of its columns, written as ``table.md``, ``.json`` and ``.png``.
 
     Args:
         folders: runs, and folders that ``mmalign eval`` wrote (of rewards, judges, models). Of a run there are the rewards and judges of

@@ -20,7 +20,7 @@ Mask = Callable[[Tensor, list[str]], Tensor]
 
 
 def masked(path: str, *, key: str = "prompt", column: str = "mask", outside: Proportion = 0.0) -> Mask:
-    """White counts and black does not: a mask for each prompt, from JSON lines with a prompt and an image's path in each.
+    """A mask for each prompt, white where a pixel counts, from JSON lines with a prompt and an image's path in each.
 
     key, column: where prompt and path stand; paths are relative to the file. Images are brought to the size of the outputs, and counted by
     their brightness; of a video, every frame by the same. outside: what black counts.
@@ -54,7 +54,7 @@ def masked(path: str, *, key: str = "prompt", column: str = "mask", outside: Pro
 
 
 def frames(first: Natural = 0, last: Natural | None = None, *, outside: Proportion = 0.0) -> Mask:
-    """The frames ``first`` to ``last`` of a video count, both among them; by default all from ``first`` on.
+    """A mask of videos in which the frames ``first`` to ``last`` count, both among them; by default all from ``first`` on.
 
     first, last: numbers of frames from 0. outside: what the others count.
 

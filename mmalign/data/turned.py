@@ -10,7 +10,7 @@ from mmalign.records import Pair, Record, Records, Thumb
 
 
 def turned(of: Records | Sequence[Record]) -> Turned:
-    """The same records with everything that was said turned round: what was worse is better, and thumbs up are down.
+    """The same records with every label reversed: the worse output is the better one, and thumbs up are down.
 
     A policy that learns from these models what people do not want, for the negative branch of guidance (Diffusion-NPO,
     https://arxiv.org/abs/2505.11245; ``mm.guidance.npo``). Ties stay ties, and words marked as wrong are left out.

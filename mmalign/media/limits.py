@@ -30,7 +30,7 @@ class Broken(UserError):
 
 @dataclass(frozen=True)
 class Limits(Record):
-    """What a file may cost.
+    """Limits of the images and videos that are read.
 
     bytes: of the file. pixels: width times height of an image or of one frame. size: bring every image to ``(height, width)`` by scaling
     it to cover that and cutting the middle out; None leaves sizes alone. animated: of animated images, take the ``first`` frame (and say

@@ -38,7 +38,7 @@ class Part(Record):
 
 @dataclass(frozen=True)
 class Search(Record):
-    """How numbers are found that no gradient reaches, by what rewards say of the outputs: CMA-ES (Hansen, arXiv 1604.00772).
+    """A search without gradients, by the rewards of what a policy generates: CMA-ES (Hansen, arXiv 1604.00772).
 
     prompts: that are asked. rewards: name -> reward; the mean over outputs is what grows. combine: how several become one number, their
     sum by default. kept: name -> reward of what may not be lost: candidates whose mean is below that of the start are worse than all

@@ -38,7 +38,7 @@ Other = Literal["stop", "missing", "take"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Record):
-    """Said of a reward whose score of a row depends on that row alone: its rows may be asked apart.
+    """For a reward whose score of a row depends on that row alone: its rows may be asked about in separate calls.
 
     most: of one question. cache: scores that are kept, by a hash of prompt, output and columns; the oldest goes first. They are not in
     checkpoints.

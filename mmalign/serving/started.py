@@ -34,7 +34,7 @@ _OWN = dict[int, tuple[int, subprocess.Popen[bytes]]]()  # servers by their numb
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Record):
-    """A server that the run starts, and ends.
+    """A server of rewards that the run starts, and stops at its end.
 
     config: of ``mmalign serve-reward``, a YAML file. requirements: a file of pip's for an environment of its own, in place of what the
     config says. seconds: that it has from its start until it listens; an environment that has to be made first has its own time.

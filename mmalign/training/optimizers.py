@@ -50,7 +50,7 @@ class Ema(Record):
 
 @dataclass(frozen=True)
 class Decay(Record):
-    """How the rate falls, over so many steps, whatever the run's. A run may be shorter, and be resumed to as many.
+    """How the learning rate falls, and over how many steps. A run may be shorter, and be resumed up to that number.
 
     shape: ``linear`` or ``cosine``. steps: after which the rate is 0.
     """

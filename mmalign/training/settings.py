@@ -185,7 +185,7 @@ class Reference(Record):
 
 @dataclass(frozen=True)
 class Stop(Record):
-    """An early end, after some evaluations without a new best.
+    """Early stopping, after some evaluations without a new best.
 
     judge: of what, by name: a reward or a judge of the evaluation, of which more is better; or of records that are held out
     ``held_out/accuracy``, ``held_out/margin`` or ``held_out/ahead``, and ``held_out/loss``, of which less is. patience: how many
@@ -250,7 +250,7 @@ class Evaluation(Record):
 
 @dataclass(frozen=True)
 class Devices(Record):
-    """Where the model of a run of several processes is.
+    """How a run of several processes divides its model: a copy in each, shards, or parts of a row.
 
     place: ``replicate``: every process holds all of it, of its gradients and of the optimiser's state. ``fsdp2``: each holds a part of
     the blocks that a model repeats, and of the optimiser's state for them, and gathers a block while it runs (torch's ``fully_shard``,

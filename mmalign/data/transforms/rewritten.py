@@ -12,7 +12,7 @@ from mmalign.types import UserError
 
 
 def rewritten(of: Records | Sequence[Record], *, words: str = MADE_BETTER) -> Rewritten:
-    """Of every pair two demonstrations: the worse answer is made into the better one, and the better one is left as it is.
+    """Two demonstrations of every pair: the worse answer is rewritten as the better one, and the better one is left as it is.
 
     ``(x, y_l) -> y_w`` and ``(x, y_w) -> y_w``, for a language model that is trained on them (``method: {use: sft}``): feedback in words,
     of which the reward ``rewriting`` makes scores of single words.

@@ -12,7 +12,7 @@ from mmalign.types import UserError
 
 
 def verdicts(of: Records | Sequence[Record], *, words: str = COMPARED, say: Sequence[str] = ("A", "B")) -> Verdicts:
-    """Of every pair two demonstrations for a language model that is to judge answers, its own too (``oracle: {use: own_verdicts}``).
+    """Two demonstrations of every pair for a language model that is to judge answers, its own too (``oracle: {use: own_verdicts}``).
 
     Words that show two answers are asked in both orders, ``(x, y_w, y_l) -> say[0]`` and ``(x, y_l, y_w) -> say[1]``, so that a place
     tells nothing; words that show one are asked about each, ``(x, y_w) -> say[0]`` and ``(x, y_l) -> say[1]``.

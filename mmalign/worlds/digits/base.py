@@ -23,7 +23,7 @@ Denoiser = Literal["dit", "sd3"]
 
 
 def digits(*, denoiser: Denoiser = "dit", path: str | None = None) -> Any:
-    """The base pipeline that comes with mmalign: half of what it is asked for it draws.
+    """The base pipeline that comes with mmalign, which draws the digit that it is asked for about half of the time.
 
     denoiser: ``dit``, our own transformer, or ``sd3``, diffusers' SD3Transformer2DModel. path: the folder of another digits pipeline
     (``save_pretrained``).
