@@ -65,7 +65,7 @@ def _refusal(caller: Caller, prompts: list[Any], *, denoise: bool = False) -> st
 def _left(caller: Caller, prompts: list[Any], *, denoise: bool = False, look: Callable[[], None] = lambda: None) -> None:
     """A call that is left before its denoiser runs, after a ``look``. denoise: before its first step is done."""
 
-    def leave(*_: Any) -> None:
+    def leave(*_: Any) -> Any:
         look()
         raise Finished
 
