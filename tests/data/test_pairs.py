@@ -218,7 +218,7 @@ def test_an_output_of_a_list_is_no_better_than_itself():
     for strange in (Pair("p", "yes", "yes"), alike, alike._replace(strength=0.5, labels={"sharp": 1.0}), Pair("p", asked, [*asked], 0.0)):
         records = listed([unlike, strange, strange._replace(id="mine")])
         assert records.broken == dict.fromkeys(("records[1]", "mine"), "both sides are the same") and records.records == [unlike]
-        with pytest.raises(UserError, match="^records: both sides of every pair are the same"):
+        with pytest.raises(UserError, match=r"^records: both sides of every pair are the same"):
             listed([strange])
     ties = [alike._replace(strength=strength) for strength in (0.5, math.nan)]
     kept = [*ties, Pair("p", "yes", "yes", other="q"), Pair("p", Drawn(), Drawn()), unlike]
