@@ -35,7 +35,7 @@ class Begun(NamedTuple):
 
     block: int
     values: int
-    drop: Callable[[], None]
+    drop: Callable[[], Any]
 
 
 def first_asked(heads: Sequence[Head]) -> tuple[int, int] | None:

@@ -153,7 +153,7 @@ class Processes(Team):
         self._board: Any = None  # where each says which of its messages it has come to
         self._messages = 0
         self._helpers: list[WeakMethod[Callable[[int, int], None]]] = []
-        self._part: Callable[[str], AbstractContextManager[None]] = nullcontext
+        self._part: Callable[[str], AbstractContextManager[Any]] = nullcontext
         if torch.cuda.is_available():
             own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if (most := max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), own + 1)) > there:

@@ -34,7 +34,8 @@ class Stepper:
         self.filter: Filter | None = next((g.filter(run, rows, g.particles) for g in guides if g.filter is not None), None)
         self.last: Tensor | None = None
         self._left, self._visit = -1, 1
-        self._inputs, self._given = list[Tensor](), None  # what the denoiser has heard in this step; what was answered before it
+        self._inputs = list[Tensor]()  # what the denoiser has heard in this step
+        self._given: Tensor | None = None  # what was answered before it
 
     def player(self) -> Player:
         return Player(self.answer, repeats=self.repeats)

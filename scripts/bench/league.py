@@ -8,9 +8,8 @@
 
 Who takes part: every online config of ``configs/digits`` but those that ``LEFT_OUT`` names, and every method of the rooms of ``TEMPLATES``
 that has none, under the config that its room names. A config says how its method samples and what it is called with; all else is the
-league's: the reward is the world's proxy alone (a reward of weight 0, which a method reads beside, stays), 10 prompts a step (5 on
-moving digits) in groups of 8, or of 2 where the reward's gradient is taken, AdamW at a constant rate; the weights are judged, and no
-average of them.
+league's: the reward is the world's proxy alone (a reward of weight 0, which a method reads beside, stays), 10 prompts a step in groups of
+8, or of 2 where the reward's gradient is taken, AdamW at a constant rate; the weights are judged, and no average of them.
 
 The search is the same for all: trials of a third of the budget and with a seed of their own, of two rates, times (on digits) two values of
 one knob (``KNOBS``); the one whose gold is highest on average over its marks goes into the league, with three seeds, and (on digits) two
@@ -62,6 +61,9 @@ TEMPLATES = {"denoising": "digits/demo", "forward_process": "digits/diffusion_nf
 PUBLISHED = "flow_grpo"
 """Whom the others are compared with: Flow-GRPO as it was published."""
 
+PROMPTS = 10
+"""Of a step."""
+
 STEPS = {"reward_gradient": (2, 4)}
 """Room of methods -> how many of a sampler's steps are tried in training; 4 and 8 in others."""
 
@@ -95,7 +97,7 @@ class World(NamedTuple):
 
     beside: further judges and metrics by column. exam: prompts of evaluations; samples: of each. budget: rows of the denoiser; long: most
     rows of the published method, which goes on until it gets to the target gold. rates: that are searched; values: how many of each knob.
-    more: seeds, where three disagree. asked: prompts of a step. marks: rows at which a run is judged, up to its budget.
+    more: seeds, where three disagree. marks: rows at which a run is judged, up to its budget.
     """
 
     config: str
@@ -111,7 +113,6 @@ class World(NamedTuple):
     rates: tuple[float, ...]
     values: int
     more: int
-    asked: int
     marks: tuple[int, ...]
 
 
@@ -119,12 +120,12 @@ WORLDS = {
     "digits": World(
         "digits/demo", "digits_proxy", "digits_gold", {"metrics": {"spread": "digits_spread"}},
         {"use": "digit_prompts"}, {"use": "digit_prompts"}, samples=12, budget=12_000, long=48_000, target=0.9,
-        rates=(1e-3, 3e-3), values=2, more=2, asked=10, marks=MARKS,
+        rates=(1e-3, 3e-3), values=2, more=2, marks=MARKS,
     ),
     "moving_digits": World(
         "moving_digits/flow_grpo", "moving_digits_proxy", "moving_digits_gold", {"judges": {"identity": "moving_digits_identity"}},
         {"use": "moving_digits_prompts", "half": "a", "each": 8}, {"use": "moving_digits_prompts", "half": "b", "each": 8},
-        samples=1, budget=6_000, long=12_000, target=0.8, rates=(1e-3, 3e-3), values=1, more=0, asked=5, marks=MARKS[::2],
+        samples=1, budget=6_000, long=6_000, target=0.8, rates=(3e-4, 1e-3), values=1, more=0, marks=MARKS[::2],
     ),
 }  # fmt: skip
 
@@ -166,7 +167,7 @@ def node_of(world: World, entry: Entry, changes: Sequence[str] = ()) -> dict[str
     silent = {name: reward for name, reward in node["rewards"].items() if weights.get(name) == 0}
     node["rewards"] = {"proxy": {"use": world.proxy}, **silent}
     node["combine"] = {"use": "weighted_sum", "weights": {"proxy": 1.0, **dict.fromkeys(silent, 0.0)}}
-    node["batch"] = {**node.get("batch", {}), "prompts": world.asked, "group": group_of(build_part(node, "method")), "resample": 0}
+    node["batch"] = {**node.get("batch", {}), "prompts": PROMPTS, "group": group_of(build_part(node, "method")), "resample": 0}
     for word in changes:
         override(node, word)
     return node

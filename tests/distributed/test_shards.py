@@ -305,8 +305,8 @@ def test_states_in_8_bits_are_of_whole_matrices(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_while_a_block_is_gathered_is_named(tmp_path: Path) -> None:
     def train(rank: int) -> None:
-        def before(cut: shards.Shards, number: int, *_: Any, of: Callable[..., None] = shards.Shards._before) -> None:
-            of(cut, number)
+        def before(cut: shards.Shards, number: int, step: int, *_: Any, of: Callable[..., None] = shards.Shards._before) -> None:
+            of(cut, number, step)
             if rank == 1 and cut.sets.in_place == "ref":
                 os.kill(os.getpid(), signal.SIGKILL)
 

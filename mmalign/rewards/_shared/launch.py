@@ -99,14 +99,14 @@ class _Watch:
                     self._hear(json.loads(line), status)
                 if not read or self.code is not None:
                     return
+            began = time.monotonic()
             if 0 in ready:
                 self.why = "stopped"
             elif self._late(pause):
                 self.why = "time"
             elif os.path.isdir("/proc/self"):
-                began = time.monotonic()
                 self.why = self._over()
-                pause = max(POLL, 4 * (time.monotonic() - began))  # a look may take a fifth of the time, in a folder of many files too
+            pause = max(POLL, 4 * (time.monotonic() - began))  # a look may take a fifth of the time, in a folder of many files too
 
     def _hear(self, event: dict[str, Any], status: int) -> None:
         self.code = event.get("code", self.code)

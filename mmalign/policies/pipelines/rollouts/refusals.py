@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -67,7 +67,7 @@ def _refusal(caller: Caller, prompts: list[Any], *, denoise: bool = False) -> st
 def _left(caller: Caller, prompts: list[Any], *, denoise: bool = False, look: Callable[[], None] = lambda: None) -> None:
     """A call that is left before its denoiser runs, after a ``look``. denoise: before its first step is done."""
 
-    def leave(*_: Any) -> None:
+    def leave(*_: Any) -> NoReturn:
         look()
         raise Finished
 
