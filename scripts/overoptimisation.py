@@ -30,6 +30,7 @@ from mmalign.evaluation.best_of import best_of_n, best_of_n_kl
 from mmalign.records import Pair
 from mmalign.report.read import read
 from mmalign.training.rollouts.feedback import ask
+from mmalign.worlds.tabular.mdp import optimum
 
 FLIPPED, COUNT, RM_STEPS = 0.25, 4, 60
 MEMBERS = {
@@ -96,7 +97,11 @@ def text_world(number: int, *, slow: bool = False) -> World:
 
 @functools.cache
 def map_world(number: int) -> World:
-    """A map each of whose cells pays what is drawn from a normal distribution, walked from a corner for 12 steps: far cells are rare."""
+    """A map each of whose cells pays what is drawn from a normal distribution, and who walks on it for 12 steps from a corner.
+
+    As of a model that was trained already, what the walker hardly does is worse: its logits are half of what is the most that there is to
+    be had after each step, which is somewhere between what chance has, and the best.
+    """
     letters = (string.ascii_letters + string.digits)[: SIZE * SIZE]
     paid = torch.randn(len(letters), generator=torch.Generator().manual_seed(number)).tolist()
     grid = mm.worlds.grid(
@@ -109,12 +114,20 @@ def map_world(number: int) -> World:
             raise SystemExit("--members shared: takes --world text, whose reward models have a backbone")
         return mm.worlds.tabular_reward(world=grid, by="return")
 
-    def pairs(seed: int, count: int = MAP_PAIRS) -> list[Pair]:  # so cold that labels are right
-        return mm.worlds.tabular_pairs(world=grid, reward="gold", count=count, temperature=1e-6, seed=1000 * number + seed)
+    habits = (optimum(grid, grid.reward({"gold": 1.0}))[1][0] / 2).tolist()
+    gold = mm.worlds.tabular_return(world=grid, reward="gold")
+
+    def policy() -> Any:
+        return mm.worlds.tabular(world=grid, start=habits, heads=["value"])
+
+    def pairs(seed: int, count: int = MAP_PAIRS) -> list[Pair]:
+        drawn = policy().sample(["0,0"] * count, 2, torch.Generator().manual_seed(seed))
+        scores = gold(drawn.outputs, drawn.prompts).view(-1, 2).tolist()
+        both = zip(drawn.outputs[::2], drawn.outputs[1::2], scores, strict=True)
+        return [Pair("0,0", one, other, float(a > b), f"pair {n}") for n, (one, other, (a, b)) in enumerate(both) if a != b]
 
     return World(
-        policy=lambda: mm.worlds.tabular(world=grid, heads=["value"]),
-        gold=mm.worlds.tabular_return(world=grid, reward="gold"), pairs=pairs, scorer=scorer, rate=0.1, held=pairs(999, 256),
+        policy=policy, gold=gold, pairs=pairs, scorer=scorer, rate=0.1, held=pairs(999, 256),
         prompts=["0,0"], asked=["0,0"] * 32, batch=mm.Batch(prompts=1, group=64, epochs=2), samples=4, floor=-math.inf,
         pace=Pace(steps=60, every=3, rate=0.1),
     )  # fmt: skip
@@ -235,17 +248,22 @@ def apart(rewards: Mapping[str, Any], path: Path) -> list[float]:
     return found
 
 
+def turn(curve: Curve) -> str:
+    """Where the fit is highest; none, where that is not within what was measured."""
+    return f"{curve.peak:.2f}" if curve.peak < max(curve.d) else "none"
+
+
 def told(curves: Mapping[str, list[Curve]]) -> str:
-    """Markdown: for each, over ensembles, gold's best gain, where that is, what is lost of it at the end, the fit, and its peak."""
+    """Markdown: for each, over ensembles, gold's best gain, where that is, what is lost of it at the end, the fit, and where it turns."""
 
     def each(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.3f}" for value in values) + (f" ({mean(values):.3f} +- {stdev(values):.3f})" if len(values) > 1 else "")
 
-    lines = ["| by | best gain | at d | lost at the end | fit: alpha | beta | peak at d |", "|---" * 7 + "|"]
+    lines = ["| by | best gain | at d | lost at the end | fit: alpha | beta | turns at d |", "|---" * 7 + "|"]
     for name, some in curves.items():
         columns = [[max(c.gold) for c in some], [c.d[c.gold.index(max(c.gold))] for c in some], [c.lost for c in some]]
         columns += [[c.alpha for c in some], [c.beta for c in some]]
-        lines.append(f"| {name} | {' | '.join(map(each, columns))} | {', '.join(f'{c.peak:.2f}' for c in some)} |")
+        lines.append(f"| {name} | {' | '.join(map(each, columns))} | {', '.join(map(turn, some))} |")
     return "\n".join(lines)
 
 

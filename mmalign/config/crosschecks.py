@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from mmalign.arguments.facts import of_latents
+from mmalign.arguments.raised import said
 from mmalign.arguments.ranges import MANY, Range, outside_of, within
 from mmalign.arguments.renamed import renamed
 from mmalign.arguments.signatures import Record, nearest, parameters
@@ -87,12 +88,13 @@ def _incompatible(call: Call, review: Review) -> list[str]:
 
 def _built(method: Call) -> tuple[Any, list[str]]:
     """The method of a node, or the line that says why there is none."""
-    from mmalign.types import Method
+    from mmalign.types import Method, UserError
 
     try:
         built = carry_out(method)
     except Exception as error:  # whatever a factory raises is the user's to know, as one line among the others
-        return None, [one_line(error) if str(error).startswith(method.path) else f"{method.path}: {one_line(error)}"]
+        line = one_line(error) if isinstance(error, UserError) else said(error)
+        return None, [line if line.startswith(method.path) else f"{method.path}: {line}"]
     if not isinstance(built, Method):
         return None, [f"{method.path}.use: got {method.name!r}, which gives a {type(built).__name__}; takes a function that gives a Method"]
     return built, []

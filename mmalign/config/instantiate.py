@@ -365,7 +365,8 @@ def _holds_node(value: Any) -> bool:
 
 def carry_out(value: Any) -> Any:
     """A planned value with its calls carried out, the innermost first."""
-    from mmalign.types import UserError
+    from mmalign.config.own_methods import watched
+    from mmalign.types import Method, UserError
 
     if isinstance(value, Call):
         arguments = {key: carry_out(item) for key, item in value.arguments.items()}
@@ -375,6 +376,8 @@ def carry_out(value: Any) -> Any:
             known = str(error).startswith(value.path)
             raise error if known else UserError(f"{value.path}: {error}") from error
         above, key = ["", *value.path.split(".")][-2:]
+        if key == "method" and not home(value.function).startswith("mmalign.") and isinstance(made, Method):
+            return watched(made, f"{value.path}: {value.name}")
         if (key in CALLED or above in CALLED_BY_NAME) and not callable(made):
             what = f"got {value.name!r}, which gives a {type(made).__name__}"
             raise UserError(f"{value.path}.use: {what}; takes what gives a function of outputs or prompts")

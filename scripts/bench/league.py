@@ -365,7 +365,7 @@ def following(world: str, name: str, there: Mapping[Job, Mapping[str, Any]], *, 
     ended = [there[job]["marks"][-1]["gold"] for n in range(seeds) if "marks" in there.get(job := Job(world, name, "seed", n), {})]
     apart = len(ended) >= SEEDS and max(ended) - min(ended) > DISAGREE
     jobs = [Job(world, name, "seed", n) for n in range(seeds + (WORLDS[world].more if apart else 0))]
-    return next((job for job in [*jobs[:1], Job(world, name, "memory"), *jobs[1:]] if job not in there), None)
+    return next((job for job in [*jobs, Job(world, name, "memory")] if job not in there), None)
 
 
 def carried_out(job: Job, entry: Entry, there: Mapping[Job, Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from mmalign.arguments.facts import Stateful, Weighted, asks_policy, of_latents
 from mmalign.arguments.parameters import accepted
+from mmalign.arguments.raised import said
 from mmalign.arguments.reads import columns_read, lacks
 from mmalign.distributed import tables as of_all
 from mmalign.distributed.team import ALONE, Team
@@ -234,14 +232,7 @@ def answer_of(
     except UserError as error:
         raise UserError(f"{kind} {name}: {error}") from error
     except Exception as error:  # somebody else's code: whatever it raises, the user has to know whose it was
-        raise UserError(f"{kind} {name}: raised {type(error).__name__}: {' '.join(str(error).split())}{_line_of(error)}") from error
-
-
-def _line_of(error: Exception) -> str:
-    """Where in the user's own code it was raised, `` (my_rewards.py, line 3)``; empty where no line of it is no library's and not ours."""
-    ours = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*ours, "<"))]
-    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
+        raise UserError(f"{kind} {name}: {said(error)}") from error
 
 
 def _checked(who: str, value: Any, rows: int, *, drop: bool = False) -> Tensor:
