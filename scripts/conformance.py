@@ -63,7 +63,7 @@ def prompts(name: str) -> list[str]:
 def check(name: str) -> dict[str, Any]:
     """What one class can do. Keys: rows (in one call), replay, gradient, probe, lora (a number or a reason), seconds."""
     from mmalign.policies.diffusers import diffusers as make
-    from mmalign.policies.pipelines import unfit
+    from mmalign.policies.pipelines.loading import unfit
     from mmalign.policies.twins import pipelines
 
     if unfit.reason(name):
@@ -136,7 +136,7 @@ def probe_alone(policy: Any, rollout: Any) -> float:
 def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     """The greatest difference between a probe and the pipeline's own step at the same latent and time, guidance off, relative."""
     from mmalign.policies.diffusers import diffusers as make
-    from mmalign.policies.pipelines.calling import GUIDANCE
+    from mmalign.policies.pipelines.calls.calling import GUIDANCE
 
     words = prompts(type(pipe).__name__)[:1]
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
@@ -246,7 +246,7 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 def page(rows: list[dict[str, Any]], version: str) -> str:
     """The table, and a line for each pipeline that is missing from it or lacks something."""
-    from mmalign.policies.pipelines import unfit
+    from mmalign.policies.pipelines.loading import unfit
 
     good = [row for row in rows if "replay" in row]
     exact = [row for row in good if row["replay"] == 0.0]

@@ -161,6 +161,12 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "evaluations": {"settings", "seeds", "updates", "rollouts"},
         "journal": {"settings", "updates", "rollouts", "evaluations"},
     },
+    "policies/pipelines": {
+        "loading": set(),
+        "calls": {"loading"},
+        "rollouts": {"loading", "calls"},
+        "denoising": {"loading", "calls", "rollouts"},
+    },
     "policies/language": {
         "models": set(),
         "prompts": {"models"},

@@ -12,7 +12,7 @@ from mmalign.guidance.guide import by_name
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.forward import ForwardPolicy
 from mmalign.policies.inspecting.loading import load_pipeline
-from mmalign.policies.pipelines.calling import arguments_of_call, classes_of, named_rows, refuse_arguments
+from mmalign.policies.pipelines.calls.calling import arguments_of_call, classes_of, named_rows, refuse_arguments
 from mmalign.rooms import find, index
 from mmalign.runs.folder import found
 from mmalign.runs.trained import refuse_external_code, trained

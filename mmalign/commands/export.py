@@ -25,7 +25,7 @@ from mmalign.policies.language.codes.image_tokens import ImageTokensPolicy
 from mmalign.policies.language.codes.thinking_images import ThinkingImagesPolicy
 from mmalign.policies.language.models import gguf
 from mmalign.policies.language.models.loading import load as load_language_model
-from mmalign.policies.pipelines.calling import load
+from mmalign.policies.pipelines.calls.calling import load
 from mmalign.policies.scorers.scorer import ScorerPolicy
 from mmalign.policies.transformers import TransformersPolicy
 from mmalign.runs import checkpoint, kept_policy, pixels

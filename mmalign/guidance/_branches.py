@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmalign.guidance._models import Progress, intercepted
 from mmalign.guidance._run import ALL, GuidedRun
-from mmalign.policies.pipelines.interception import Finished
-from mmalign.policies.pipelines.probing import BASE
-from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.scheduler_paths import clean_and_noise
+from mmalign.policies.pipelines.calls.interception import Finished
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls.scheduler_paths import clean_and_noise
+from mmalign.policies.pipelines.rollouts.probing import BASE
 from mmalign.types import Prediction, UserError
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from mmalign.arguments.ranges import Finite
 from mmalign.policies.parameters import replaced, reshard
-from mmalign.policies.pipelines.memory import DENOISERS
+from mmalign.policies.pipelines.loading.memory import DENOISERS
 from mmalign.types import UserError
 
 Model = str | nn.Module | Mapping[str, Tensor] | Mapping[str, Finite]

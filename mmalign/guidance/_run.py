@@ -15,10 +15,10 @@ from mmalign.arguments.parameters import accepted
 from mmalign.guidance._calls import UserCall, outputs_of, repeated, seeds_of
 from mmalign.guidance._progress import OneBar
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.pipelines.calling import Caller, one_line
-from mmalign.policies.pipelines.interception import Made, Place, watched
-from mmalign.policies.pipelines.probing import place_of
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls.calling import Caller, one_line
+from mmalign.policies.pipelines.calls.interception import Made, Place, watched
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.rollouts.probing import place_of
 from mmalign.types import Kernel, Prediction, UserError
 
 ALL = 10**9  # steps: through all of them the denoiser stands still
@@ -195,7 +195,7 @@ class GuidedRun:
 
         arguments: in place of those of ``arguments``.
         """
-        from mmalign.policies.pipelines.interception import Finished
+        from mmalign.policies.pipelines.calls.interception import Finished
 
         moments: list[Moment] = []
 

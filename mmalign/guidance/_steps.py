@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mmalign.guidance._run import Filter, Guidance, GuidedRun
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
 

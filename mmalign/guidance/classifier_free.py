@@ -20,7 +20,7 @@ from mmalign.guidance._checks import check_above, check_finite, check_interval
 from mmalign.guidance._models import Model, check_model, predictor
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.guidance.extrapolation import extrapolate
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.types import Prediction, UserError
 
 __all__ = ["apg", "cfg", "cfg_plus_plus", "cfg_zero", "npo"]

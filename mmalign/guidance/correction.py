@@ -25,7 +25,7 @@ from mmalign.guidance._branches import BranchOutputs, measured, tensor_of
 from mmalign.guidance._checks import check_finite
 from mmalign.guidance._models import Model, blended, check_model, intercepted, predictor
 from mmalign.guidance._run import Guidance, GuidedRun
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Level, Prediction, UserError
 

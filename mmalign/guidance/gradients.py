@@ -35,7 +35,7 @@ from mmalign.arguments.facts import called
 from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.types import Kernel, Prediction, UserError
 
 __all__ = ["dps", "freedom", "lgd", "mpgd", "nrg", "tfg", "universal"]

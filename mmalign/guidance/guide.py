@@ -24,9 +24,9 @@ from mmalign.guidance._progress import one_bar
 from mmalign.guidance._run import Guidance, GuidedRun, Samples, counted
 from mmalign.guidance._steps import Stepper
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.pipelines.interception import graphed
-from mmalign.policies.pipelines.memory import DENOISERS
-from mmalign.policies.pipelines.unfit import reason
+from mmalign.policies.pipelines.calls.interception import graphed
+from mmalign.policies.pipelines.loading.memory import DENOISERS
+from mmalign.policies.pipelines.loading.unfit import reason
 from mmalign.rooms import find, index, offered
 from mmalign.types import UserError
 

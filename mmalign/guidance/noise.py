@@ -14,7 +14,7 @@ from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion
 from mmalign.guidance._calls import outputs_of
 from mmalign.guidance._run import Guidance, GuidedRun, Samples
 from mmalign.guidance.guide import run_particles
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.types import UserError
 

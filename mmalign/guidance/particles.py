@@ -23,7 +23,7 @@ from mmalign.arguments.ranges import Count, NotNegative, Positive, Proportion, w
 from mmalign.guidance import _smc
 from mmalign.guidance._checks import check_above, check_counts, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Prediction, UserError
 

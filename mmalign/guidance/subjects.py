@@ -11,10 +11,10 @@ from mmalign.arguments.ranges import NotNegative, Positive, Proportion
 from mmalign.guidance._checks import check_above, check_interval
 from mmalign.guidance._run import Guidance, GuidedRun
 from mmalign.guidance.gradients import limited, place_in_schedule, shifted
-from mmalign.policies.pipelines.attention import SubjectCost
-from mmalign.policies.pipelines.interception import watched
-from mmalign.policies.pipelines.probing import probed
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.attention import SubjectCost
+from mmalign.policies.pipelines.calls.interception import watched
+from mmalign.policies.pipelines.calls.scheduler import Moment
+from mmalign.policies.pipelines.rollouts.probing import probed
 from mmalign.types import Level, Prediction, UserError
 
 __all__ = ["focus"]

@@ -24,18 +24,20 @@ from torch import Tensor
 from mmalign.distributed.shards import digest
 from mmalign.needs import kinds
 from mmalign.policies.parameters import Other, ParameterSets, frozen
-from mmalign.policies.pipelines import adjoints, branching, mixing, probing, recording, reference_models, score_differences, sequences
-from mmalign.policies.pipelines import memory as fitting
-from mmalign.policies.pipelines.arguments import call_arguments_of, random_steps_of
-from mmalign.policies.pipelines.calling import Caller, load, noting, refuse_other
-from mmalign.policies.pipelines.classifying import Classifying
-from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
-from mmalign.policies.pipelines.probing import Places
-from mmalign.policies.pipelines.recording import How, Rows, Tape
-from mmalign.policies.pipelines.reference_models import First
-from mmalign.policies.pipelines.refusals import refusals
-from mmalign.policies.pipelines.replay import transition
-from mmalign.policies.pipelines.trajectories import Behind, Remembered, Trajectories, Transition, spread
+from mmalign.policies.pipelines.calls import mixing, sequences
+from mmalign.policies.pipelines.calls.calling import Caller, load, noting, refuse_other
+from mmalign.policies.pipelines.denoising import adjoints, score_differences
+from mmalign.policies.pipelines.denoising.classifying import Classifying
+from mmalign.policies.pipelines.denoising.denoising_errors import DenoisingErrors
+from mmalign.policies.pipelines.loading import memory as fitting
+from mmalign.policies.pipelines.loading.arguments import call_arguments_of, random_steps_of
+from mmalign.policies.pipelines.rollouts import branching, probing, recording, reference_models
+from mmalign.policies.pipelines.rollouts.probing import Places
+from mmalign.policies.pipelines.rollouts.recording import How, Rows, Tape
+from mmalign.policies.pipelines.rollouts.reference_models import First
+from mmalign.policies.pipelines.rollouts.refusals import refusals
+from mmalign.policies.pipelines.rollouts.replay import transition
+from mmalign.policies.pipelines.rollouts.trajectories import Behind, Remembered, Trajectories, Transition, spread
 from mmalign.policies.settings import Dtype, Lora, Memory, Schedule, type_of
 from mmalign.samplers import kernels, structure
 from mmalign.samplers.adjoints import RewardGradient
@@ -271,7 +273,7 @@ class DiffusersPolicy:
         return rollout.held.x_next[-1]  # type: ignore[no-any-return]
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
-        """Place -> why, of prompts that the pipeline's call refuses; it is left before its denoiser runs, see ``pipelines.refusals``."""
+        """Place -> why, of prompts that the pipeline's call refuses; it is left before its denoiser runs (``rollouts.refusals``)."""
         return refusals(self.caller, prompts, self.rows_at_once)
 
     def random_steps(self, prompts: Sequence[Any]) -> Tensor:

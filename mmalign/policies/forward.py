@@ -1,7 +1,7 @@
 """A diffusers policy seen through its training objective: given images, noised, and how well they are denoised.
 
 Rows come from a data set, or are the pipeline's own samples, made by whatever sampler it has: no step has to be random. What is said of
-them is of ``pipelines.denoising_errors``.
+them is of ``pipelines.denoising.denoising_errors``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mmalign.arguments.ranges import Count
 from mmalign.policies.diffusers import DiffusersPolicy
-from mmalign.policies.pipelines import reference_models
-from mmalign.policies.pipelines.arguments import all_arguments
-from mmalign.policies.pipelines.calling import unguided
-from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised, Target
-from mmalign.policies.pipelines.latents import latents, weights_of
-from mmalign.policies.pipelines.other_rows import following
-from mmalign.policies.pipelines.refusals import refuse_beside
+from mmalign.policies.pipelines.calls.calling import unguided
+from mmalign.policies.pipelines.denoising.denoising_errors import DenoisingErrors, Noised, Target
+from mmalign.policies.pipelines.denoising.other_rows import following
+from mmalign.policies.pipelines.loading.arguments import all_arguments
+from mmalign.policies.pipelines.rollouts import reference_models
+from mmalign.policies.pipelines.rollouts.latents import latents, weights_of
+from mmalign.policies.pipelines.rollouts.refusals import refuse_beside
 from mmalign.types import EVERY, Adapter, Need, Rollout, Steps, UserError
 
 __all__ = ["ForwardPolicy", "forward"]

@@ -72,7 +72,7 @@ def denoising(pipe: Any, call: dict[str, Any], *, steps: int = 3, group: int = 2
 
 def counted_turns(pipe: Any, run: Callable[[], None]) -> int:
     """How often a pipeline's loop asks its scheduler in a run, finished steps included."""
-    from mmalign.policies.pipelines.scheduler import _Played
+    from mmalign.policies.pipelines.calls.scheduler import _Played
 
     number, own = 0, _Played._play
 

@@ -16,7 +16,7 @@ from mmalign.policies.adapters import in_four_bits
 from mmalign.policies.inspecting import footprint, footprint_language
 from mmalign.policies.inspecting.footprint import ALWAYS, DECODE, DENOISE, ENCODE, SAMPLE, UPDATE, Part, Rows
 from mmalign.policies.inspecting.ledger import Fake, size_of
-from mmalign.policies.pipelines import memory as fitting
+from mmalign.policies.pipelines.loading import memory as fitting
 from mmalign.policies.settings import Lora, Memory, Schedule, TextMemory
 from mmalign.policies.twins import texts
 from mmalign.policies.twins.pipelines import call_arguments, twin

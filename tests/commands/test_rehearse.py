@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mmalign.cli import app
 from mmalign.commands import _rehearsal_config, rehearse
 from mmalign.config import load
-from mmalign.policies.pipelines.model_index import read_index
+from mmalign.policies.pipelines.loading.model_index import read_index
 from mmalign.policies.twins.rehearsal import twin
 from mmalign.rewards._shared.stand_in import stand_in
 from mmalign.types import UserError

@@ -13,7 +13,7 @@ import torch.distributed.tensor
 
 import mmalign as mm
 from mmalign.distributed.team import joined
-from mmalign.policies.pipelines import sequences
+from mmalign.policies.pipelines.calls import sequences
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError

@@ -7,7 +7,7 @@ import torch
 
 from mmalign.guidance.extrapolation import extrapolate
 from mmalign.guidance.gradients import shifted
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.samplers.kernels import predict
 from mmalign.types import Level, Prediction
 

@@ -10,7 +10,7 @@ import torch
 import mmalign as mm
 from mmalign.guidance.gradients import tfg
 from mmalign.guidance.ledger import Ledger
-from mmalign.policies.pipelines.scheduler import Moment
+from mmalign.policies.pipelines.calls.scheduler import Moment
 from mmalign.samplers import kernels
 from mmalign.types import Level
 from mmalign.worlds import gaussian

@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import mmalign as mm
-from mmalign.policies.pipelines.scheduler import Player
+from mmalign.policies.pipelines.calls.scheduler import Player
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import first_fraction
 from mmalign.types import Feedback

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines import adjoints, attention
+from mmalign.policies.pipelines.calls import attention
+from mmalign.policies.pipelines.denoising import adjoints
 from mmalign.policies.twins import pipelines as twins
 from mmalign.samplers import subjects
 from mmalign.samplers.adjoints import RewardGradient, last

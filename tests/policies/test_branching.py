@@ -72,7 +72,7 @@ def test_candidates_are_the_clean_estimates_at_their_own_next_latents():
     rollout = policy.sample(PROMPTS[:1], size, torch.Generator().manual_seed(0))
     x = rollout.held.x[:, 2]  # leaves at step 1, so that step 2 begins at its own latent
     assert torch.equal(x[2], rollout.held.x_next[1, 2])
-    from mmalign.policies.pipelines.replay import decoded, transition
+    from mmalign.policies.pipelines.rollouts.replay import decoded, transition
 
     with torch.no_grad():
         clean = transition(policy, rollout, torch.tensor([2]), 2).clean

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines.interception import settled
+from mmalign.policies.pipelines.calls.interception import settled
 from mmalign.policies.twins.pipelines import call_arguments, twin
 
 

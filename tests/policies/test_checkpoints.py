@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmalign.policies.language.models.loading import load
-from mmalign.policies.pipelines.calling import load as load_pipeline
+from mmalign.policies.pipelines.calls.calling import load as load_pipeline
 from mmalign.policies.twins import pipelines, visions
 from mmalign.rewards._models.clip import load_clip
 from mmalign.runs import weights

@@ -11,11 +11,11 @@ from torch.nn.functional import softplus
 import mmalign as mm
 from mmalign.data.pairs import listed
 from mmalign.needs import REALISM, REALISM_OF_GIVEN
-from mmalign.policies.pipelines import score_differences as score_differences_of
-from mmalign.policies.pipelines.classifying import by_row, features
-from mmalign.policies.pipelines.denoising_errors import Noised
-from mmalign.policies.pipelines.probing import cut
-from mmalign.policies.pipelines.replay import decoded, transition, transition_at_once
+from mmalign.policies.pipelines.denoising import score_differences as score_differences_of
+from mmalign.policies.pipelines.denoising.classifying import by_row, features
+from mmalign.policies.pipelines.denoising.denoising_errors import Noised
+from mmalign.policies.pipelines.rollouts.probing import cut
+from mmalign.policies.pipelines.rollouts.replay import decoded, transition, transition_at_once
 from mmalign.policies.twins import pipelines as twins
 from mmalign.records import Thumb
 from mmalign.samplers import kernels, score_differences, windows

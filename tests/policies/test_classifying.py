@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 import mmalign as mm
 from mmalign.data.pairs import listed
 from mmalign.objectives.terms import matching
-from mmalign.policies.pipelines import score_differences
+from mmalign.policies.pipelines.denoising import score_differences
 from mmalign.policies.twins import pipelines as twins
 from mmalign.records import Pair, Ranking, Thumb
 from mmalign.samplers.score_differences import Adversary, Noising

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmalign.policies.pipelines import unfit
-from mmalign.policies.pipelines.encoded_once import encoded_once
-from mmalign.policies.pipelines.interception import skipped
+from mmalign.policies.pipelines.calls.encoded_once import encoded_once
+from mmalign.policies.pipelines.calls.interception import skipped
+from mmalign.policies.pipelines.loading import unfit
 from mmalign.policies.settings import Memory, Schedule
 from mmalign.policies.twins import pipeline_facts, pipelines
 from mmalign.types import Prediction, UserError
@@ -201,7 +201,7 @@ def test_a_probe_of_the_wrong_shape_is_refused():
 )
 def test_a_pipeline_whose_call_takes_one_time_is_probed_row_by_row(name):
     """As the forward policy does; each row's answer is that of the pipeline's own step at the same latent and time."""
-    from mmalign.policies.pipelines.denoising_errors import DenoisingErrors
+    from mmalign.policies.pipelines.denoising.denoising_errors import DenoisingErrors
 
     policy = policy_of(name, steps=4, guidance_scale=1.0)
     rollout = sample(policy, ("a red fox",) * 2)

@@ -15,7 +15,7 @@ from torch import nn
 import mmalign as mm
 from mmalign.policies.language.models.loading import load
 from mmalign.policies.parameters import ParameterSets
-from mmalign.policies.pipelines.calling import load as load_pipeline
+from mmalign.policies.pipelines.calls.calling import load as load_pipeline
 from mmalign.policies.settings import Lora
 from mmalign.runs import weights
 from mmalign.types import UserError

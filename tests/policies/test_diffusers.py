@@ -10,7 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.needs import DRIFT, DT, OLD, STD
-from mmalign.policies.pipelines.replay import transition
+from mmalign.policies.pipelines.rollouts.replay import transition
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import everything, random_window
@@ -343,7 +343,7 @@ def test_a_loop_that_steps_twice_or_never_is_refused(monkeypatch, times, line):
 
 def test_a_type_that_is_none_of_those_is_refused_before_anything_is_loaded():
     from mmalign.policies.language.models import loading
-    from mmalign.policies.pipelines import calling
+    from mmalign.policies.pipelines.calls import calling
 
     for load in (calling.load, loading.load):
         with pytest.raises(UserError, match=r"policy\.dtype: got 'half', takes float32, bfloat16, float16"):

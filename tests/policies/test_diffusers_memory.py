@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mmalign.needs import OLD
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.pipelines import export
-from mmalign.policies.pipelines import memory
+from mmalign.policies.pipelines.loading import memory
 from mmalign.policies.twins import pipelines
 from mmalign.types import Need, UserError
 from tests.helpers.flat import diffusers

@@ -8,9 +8,9 @@ import torch
 import mmalign as mm
 from mmalign.needs import NOISE, contrast, kls
 from mmalign.policies.forward import latents
-from mmalign.policies.pipelines import calling
-from mmalign.policies.pipelines.replay import transition
-from mmalign.policies.pipelines.trained_levels import training_schedule
+from mmalign.policies.pipelines.calls import calling
+from mmalign.policies.pipelines.calls.trained_levels import training_schedule
+from mmalign.policies.pipelines.rollouts.replay import transition
 from mmalign.policies.settings import Schedule
 from mmalign.policies.twins import pipelines
 from mmalign.training.updates.units import refuse_mismatch

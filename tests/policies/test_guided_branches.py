@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines.replay import transition_at_once
+from mmalign.policies.pipelines.rollouts.replay import transition_at_once
 from mmalign.policies.twins import pipelines
 from mmalign.samplers import kernels
 from mmalign.types import UserError

@@ -11,7 +11,7 @@ import mmalign as mm
 from mmalign.commands.sample import sample
 from mmalign.config import check
 from mmalign.policies.inspecting.language import is_language, language_inspection, language_model
-from mmalign.policies.pipelines.calling import load as load_pipeline
+from mmalign.policies.pipelines.calls.calling import load as load_pipeline
 from mmalign.types import UserError
 from tests.helpers import tiny_text
 

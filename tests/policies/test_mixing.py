@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmalign.needs import OLD
-from mmalign.policies.pipelines.replay import transition
+from mmalign.policies.pipelines.rollouts.replay import transition
 from mmalign.samplers import kernels
 from mmalign.types import Behavior
 from tests.policies.test_diffusers import make, shaken

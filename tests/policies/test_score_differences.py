@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines.latents import last_frames, weights_of
+from mmalign.policies.pipelines.rollouts.latents import last_frames, weights_of
 from mmalign.policies.twins import pipelines as twins
 from mmalign.samplers import kernels
 from mmalign.samplers.adjoints import one_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmalign as mm
-from mmalign.policies.pipelines.replay import decoded
+from mmalign.policies.pipelines.rollouts.replay import decoded
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 from tests.helpers.small_run import online

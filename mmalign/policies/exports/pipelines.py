@@ -33,8 +33,8 @@ from mmalign.policies.adapters import (
 )
 from mmalign.policies.diffusers import DiffusersPolicy
 from mmalign.policies.exports.comfyui import keyed
-from mmalign.policies.pipelines.calling import quiet
-from mmalign.policies.pipelines.interception import Finished
+from mmalign.policies.pipelines.calls.calling import quiet
+from mmalign.policies.pipelines.calls.interception import Finished
 from mmalign.types import UserError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}

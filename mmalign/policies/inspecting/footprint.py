@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mmalign.policies.adapters import add_lora, in_four_bits
 from mmalign.policies.inspecting.ledger import Fake, size_of, zeros
 from mmalign.policies.inspecting.weightless import pipeline
-from mmalign.policies.pipelines import memory as fitting
-from mmalign.policies.pipelines.calling import GUIDANCE, Caller, one_line, quiet
+from mmalign.policies.pipelines.calls.calling import GUIDANCE, Caller, one_line, quiet
+from mmalign.policies.pipelines.loading import memory as fitting
 from mmalign.policies.settings import Lora, Memory, Schedule, type_of
 from mmalign.samplers.windows import all_but_last
 from mmalign.types import UserError

@@ -16,7 +16,7 @@ from mmalign.policies.language.models import storage, tensors
 from mmalign.policies.language.models.loading import checkpoint_layers
 from mmalign.policies.language.models.logits import LOG_PROBS, Matrix, numbers_of
 from mmalign.policies.language.models.members import making
-from mmalign.policies.pipelines.calling import one_line, quiet
+from mmalign.policies.pipelines.calls.calling import one_line, quiet
 from mmalign.policies.settings import Lora, TextMemory, Train, type_of
 from mmalign.types import UserError
 

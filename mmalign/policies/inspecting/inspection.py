@@ -21,11 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from mmalign.policies.adapters import ATTENTION
 from mmalign.policies.diffusers import DiffusersPolicy, diffusers
 from mmalign.policies.inspecting.starter_config import defaults_of, starting_yaml
-from mmalign.policies.pipelines import scheduler_paths
-from mmalign.policies.pipelines.calling import GUIDANCE, one_line, quiet
-from mmalign.policies.pipelines.interception import Finished
-from mmalign.policies.pipelines.memory import DENOISERS
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls import scheduler_paths
+from mmalign.policies.pipelines.calls.calling import GUIDANCE, one_line, quiet
+from mmalign.policies.pipelines.calls.interception import Finished
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.loading.memory import DENOISERS
 from mmalign.policies.settings import Lora, Schedule
 from mmalign.types import Level, Rollout, UserError
 

@@ -16,7 +16,7 @@ from mmalign.policies.language.models.gguf import is_gguf
 from mmalign.policies.language.models.loading import has_template, load, parted
 from mmalign.policies.language.models.members import members_of
 from mmalign.policies.language.prompts.agreement import compared
-from mmalign.policies.pipelines.calling import one_line, quiet
+from mmalign.policies.pipelines.calls.calling import one_line, quiet
 from mmalign.policies.settings import Lora
 from mmalign.policies.transformers import TransformersPolicy, transformers
 from mmalign.policies.twins import texts, visions

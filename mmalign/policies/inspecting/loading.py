@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmalign.policies.pipelines.calling import MEDIA, load, one_line, quiet
-from mmalign.policies.pipelines.unfit import reason
+from mmalign.policies.pipelines.calls.calling import MEDIA, load, one_line, quiet
+from mmalign.policies.pipelines.loading.unfit import reason
 from mmalign.policies.twins import pipelines
 from mmalign.types import UserError
 

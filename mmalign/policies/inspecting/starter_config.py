@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mmalign.policies.pipelines import memory
-from mmalign.policies.pipelines.calling import MEDIA
+from mmalign.policies.pipelines.calls.calling import MEDIA
+from mmalign.policies.pipelines.loading import memory
 
 WORDS = "[three red foxes in the snow, two blue birds on a wire]"
 CLASSES = '["3", "2"]   # numbers of classes'

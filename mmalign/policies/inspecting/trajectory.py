@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mmalign.policies.inspecting.footprint import Calls
 from mmalign.policies.inspecting.ledger import Fake
 from mmalign.policies.inspecting.weightless import pipeline
-from mmalign.policies.pipelines.calling import Caller, one_line, quiet
-from mmalign.policies.pipelines.scheduler import Moment, Player
+from mmalign.policies.pipelines.calls.calling import Caller, one_line, quiet
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
 from mmalign.samplers import kernels
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Prediction, UserError

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mmalign.policies.language.models import gguf
-from mmalign.policies.pipelines.calling import quiet
-from mmalign.policies.pipelines.model_index import read_index, text_of
+from mmalign.policies.pipelines.calls.calling import quiet
+from mmalign.policies.pipelines.loading.model_index import read_index, text_of
 from mmalign.policies.twins.pipelines import twin
 from mmalign.types import UserError
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmalign.policies.diffusers import DiffusersPolicy
-from mmalign.policies.pipelines.denoising_errors import Noised
-from mmalign.policies.pipelines.latents import latents
-from mmalign.policies.pipelines.trained_levels import training_schedule
+from mmalign.policies.pipelines.calls.trained_levels import training_schedule
+from mmalign.policies.pipelines.denoising.denoising_errors import Noised
+from mmalign.policies.pipelines.rollouts.latents import latents
 from mmalign.types import EVERY, Level, Rollout, UserError
 
 __all__ = ["NoisyLatentsReader", "noisy_latents"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mmalign.arguments.ranges import Seed
-from mmalign.policies.pipelines.calling import MEDIA, quiet
-from mmalign.policies.pipelines.model_index import read_index
+from mmalign.policies.pipelines.calls.calling import MEDIA, quiet
+from mmalign.policies.pipelines.loading.model_index import read_index
 from mmalign.policies.twins import pipeline_facts, pipelines, texts, visions
 from mmalign.types import UserError
 

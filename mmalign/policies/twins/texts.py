@@ -10,7 +10,7 @@ from typing import Any
 
 from mmalign.arguments.ranges import Seed
 from mmalign.policies.language.models import gguf
-from mmalign.policies.pipelines.calling import quiet
+from mmalign.policies.pipelines.calls.calling import quiet
 from mmalign.types import UserError
 
 FAMILIES = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mmalign.policies.pipelines.calling import quiet
+from mmalign.policies.pipelines.calls.calling import quiet
 from mmalign.types import UserError
 
 SIDE, PATCH, WIDTH = 32, 8, 32  # pixels of an image's side and of a patch's; numbers in a hidden state

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.scheduler_paths import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, inverted
+from mmalign.policies.pipelines.calls.scheduler_paths import EXPLODING, FLOW, FROM_SIGMAS, PRECONDITIONED, PRESERVING, inverted
 from mmalign.types import Level, UserError
 
 GRID = 1000  # places on the schedule of a model that was trained at any noise level

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from mmalign.arguments.signatures import Parameter, fit, nearest, parameters
 from mmalign.matching import reading, refuse_nowhere, refuse_unfinished
-from mmalign.policies.pipelines import guided_branches, parts
-from mmalign.policies.pipelines.encoded_once import encoded_once
-from mmalign.policies.pipelines.interception import Finished, Place, placed, seeded, settled, skipped
-from mmalign.policies.pipelines.memory import DENOISERS, Offloaded
-from mmalign.policies.pipelines.scheduler import Moment, Player, seat
-from mmalign.policies.pipelines.unfit import reason
+from mmalign.policies.pipelines.calls import guided_branches
+from mmalign.policies.pipelines.calls.encoded_once import encoded_once
+from mmalign.policies.pipelines.calls.interception import Finished, Place, placed, seeded, settled, skipped
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player, seat
+from mmalign.policies.pipelines.loading import parts
+from mmalign.policies.pipelines.loading.memory import DENOISERS, Offloaded
+from mmalign.policies.pipelines.loading.unfit import reason
 from mmalign.policies.settings import type_of
 from mmalign.types import UserError, contents
 

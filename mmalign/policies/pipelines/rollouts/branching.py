@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.recording import Begun, How, Rows, Tape, record
-from mmalign.policies.pipelines.replay import Played
-from mmalign.policies.pipelines.trajectories import Trajectories
+from mmalign.policies.pipelines.rollouts.recording import Begun, How, Rows, Tape, record
+from mmalign.policies.pipelines.rollouts.replay import Played
+from mmalign.policies.pipelines.rollouts.trajectories import Trajectories
 from mmalign.samplers.branches import Tree
 from mmalign.types import Level, UserError
 

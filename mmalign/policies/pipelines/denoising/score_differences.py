@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised
-from mmalign.policies.pipelines.latents import latents
-from mmalign.policies.pipelines.probing import Cut
-from mmalign.policies.pipelines.replay import Played, at_work, in_calls, transition_at_once
-from mmalign.policies.pipelines.trajectories import Behind, Trajectories, Transition
+from mmalign.policies.pipelines.denoising.denoising_errors import DenoisingErrors, Noised
+from mmalign.policies.pipelines.rollouts.latents import latents
+from mmalign.policies.pipelines.rollouts.probing import Cut
+from mmalign.policies.pipelines.rollouts.replay import Played, at_work, in_calls, transition_at_once
+from mmalign.policies.pipelines.rollouts.trajectories import Behind, Trajectories, Transition
 from mmalign.samplers import score_differences
 from mmalign.samplers.score_differences import Adversary, Noising, ScoreDifference
 from mmalign.types import Level, Rollout, UserError

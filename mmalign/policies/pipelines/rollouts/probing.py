@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from mmalign.policies.pipelines.calling import Caller, isolating, unguided
-from mmalign.policies.pipelines.interception import Finished, Made, Part, Place, watched
-from mmalign.policies.pipelines.recording import ALL
-from mmalign.policies.pipelines.reference_models import First
-from mmalign.policies.pipelines.replay import laid_out
-from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Behind
+from mmalign.policies.pipelines.calls.calling import Caller, isolating, unguided
+from mmalign.policies.pipelines.calls.interception import Finished, Made, Part, Place, watched
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.rollouts.recording import ALL
+from mmalign.policies.pipelines.rollouts.reference_models import First
+from mmalign.policies.pipelines.rollouts.replay import laid_out
+from mmalign.policies.pipelines.rollouts.trajectories import Behind
 from mmalign.types import Level, Prediction, UserError
 
 BASE = 256  # of whole numbers up to which every type of latents is exact

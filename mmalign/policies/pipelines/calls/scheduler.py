@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.scheduler_paths import (
+from mmalign.policies.pipelines.calls.scheduler_paths import (
     EXPLODING,
     FLOW,
     FROM_SIGMAS,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.calling import Caller
-from mmalign.policies.pipelines.replay import Played, laid_out
-from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Trajectories
+from mmalign.policies.pipelines.calls.calling import Caller
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.rollouts.replay import Played, laid_out
+from mmalign.policies.pipelines.rollouts.trajectories import Trajectories
 from mmalign.samplers import kernels, structure
 from mmalign.samplers.multistep import Estimate, carried_on
 from mmalign.samplers.windows import Window

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import torch
 
 from mmalign.arguments.ranges import Count
-from mmalign.policies.pipelines import probing
-from mmalign.policies.pipelines.calling import Caller, one_line
-from mmalign.policies.pipelines.interception import Finished
-from mmalign.policies.pipelines.scheduler import Player
+from mmalign.policies.pipelines.calls.calling import Caller, one_line
+from mmalign.policies.pipelines.calls.interception import Finished
+from mmalign.policies.pipelines.calls.scheduler import Player
+from mmalign.policies.pipelines.rollouts import probing
 from mmalign.types import UserError
 
 __all__: list[str] = []  # no policy

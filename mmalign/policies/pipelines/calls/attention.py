@@ -19,9 +19,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mmalign.policies.pipelines.calling import Caller
-from mmalign.policies.pipelines.interception import Finished, instead
-from mmalign.policies.pipelines.scheduler import Player
+from mmalign.policies.pipelines.calls.calling import Caller
+from mmalign.policies.pipelines.calls.interception import Finished, instead
+from mmalign.policies.pipelines.calls.scheduler import Player
 from mmalign.samplers import subjects
 from mmalign.types import UserError
 

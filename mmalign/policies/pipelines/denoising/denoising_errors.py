@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import kinds, named
-from mmalign.policies.pipelines.attention import SubjectCost
-from mmalign.policies.pipelines.other_rows import other_prompts
-from mmalign.policies.pipelines.scheduler_paths import PRECONDITIONED, parametrisation
-from mmalign.policies.pipelines.trained_levels import training_schedule
-from mmalign.policies.pipelines.trajectories import Behind
+from mmalign.policies.pipelines.calls.attention import SubjectCost
+from mmalign.policies.pipelines.calls.scheduler_paths import PRECONDITIONED, parametrisation
+from mmalign.policies.pipelines.calls.trained_levels import training_schedule
+from mmalign.policies.pipelines.denoising.other_rows import other_prompts
+from mmalign.policies.pipelines.rollouts.trajectories import Behind
 from mmalign.samplers import kernels
 from mmalign.stacking import offset, stacked_by_name
 from mmalign.types import Kind, Level, Need, Prediction, Rollout, Steps, UserError
@@ -131,7 +131,7 @@ class DenoisingErrors:
             raise UserError(f"policy.target: got {target!r}, takes {', '.join(get_args(Target))}")
         self.of, self.sets, self.schedule = of, of.sets, training_schedule(of.pipe.scheduler)
         self.with_classifier = with_classifier
-        self.classifying_by: dict[str, DenoisingErrors] = {}  # companion -> the same with a classifier, ``pipelines.classifying``
+        self.classifying_by: dict[str, DenoisingErrors] = {}  # companion -> the same with a classifier, ``classifying.py``
         self.together: dict[type, bool] = {}  # whether a class of pipelines takes a time for each row; not known before it is tried
         self.target, self.sigma_data = (parametrisation(of.pipe.scheduler) if target == "native" else target), 0.0
         if target == "native" and type(of.pipe.scheduler).__name__ in PRECONDITIONED:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmalign.needs import REALISM, REALISM_OF_GIVEN
-from mmalign.policies.pipelines.denoising_errors import DenoisingErrors, Noised, Probed
-from mmalign.policies.pipelines.interception import FOR_ITS_SHAPE
-from mmalign.policies.pipelines.trajectories import Behind
+from mmalign.policies.pipelines.calls.interception import FOR_ITS_SHAPE
+from mmalign.policies.pipelines.denoising.denoising_errors import DenoisingErrors, Noised, Probed
+from mmalign.policies.pipelines.rollouts.trajectories import Behind
 from mmalign.types import Level, Need, Rollout, Steps, UserError
 
 WIDTH = 128  # of the hidden layer

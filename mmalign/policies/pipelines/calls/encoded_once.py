@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.interception import instead
+from mmalign.policies.pipelines.calls.interception import instead
 
 __all__: list[str] = []  # no policy
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from mmalign.policies.pipelines.interception import instead_of_calls, skipped
+from mmalign.policies.pipelines.calls.interception import instead_of_calls, skipped
 from mmalign.types import UserError
 
 KEY = "policy.schedule.guidance_gradient"

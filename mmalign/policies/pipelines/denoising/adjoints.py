@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mmalign.needs import ADJOINT_SIZE
-from mmalign.policies.pipelines import score_differences
-from mmalign.policies.pipelines.latents import last_frames, weights_of
-from mmalign.policies.pipelines.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
-from mmalign.policies.pipelines.score_differences import Distilled
-from mmalign.policies.pipelines.trajectories import Adjoint, Trajectories, Transition
+from mmalign.policies.pipelines.denoising import score_differences
+from mmalign.policies.pipelines.denoising.score_differences import Distilled
+from mmalign.policies.pipelines.rollouts.latents import last_frames, weights_of
+from mmalign.policies.pipelines.rollouts.replay import Played, at_work, decoded, in_calls, transition, transition_at_once
+from mmalign.policies.pipelines.rollouts.trajectories import Adjoint, Trajectories, Transition
 from mmalign.samplers import adjoints as carrying
 from mmalign.samplers.adjoints import Plan, RewardGradient, by_chunk
 from mmalign.types import Level, Rollout, UserError

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmalign.policies.pipelines.calling import Caller
-from mmalign.policies.pipelines.interception import Finished, held
-from mmalign.policies.pipelines.scheduler import Moment, Player
-from mmalign.policies.pipelines.trajectories import Trajectories, Transition
+from mmalign.policies.pipelines.calls.calling import Caller
+from mmalign.policies.pipelines.calls.interception import Finished, held
+from mmalign.policies.pipelines.calls.scheduler import Moment, Player
+from mmalign.policies.pipelines.rollouts.trajectories import Trajectories, Transition
 from mmalign.samplers import kernels
 from mmalign.types import Kernel, Rollout, UserError
 

@@ -1,0 +1,1 @@
+"""How well latents are denoised, and gradients that reach recorded steps through what a denoiser says of them."""

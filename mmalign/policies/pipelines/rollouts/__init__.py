@@ -1,0 +1,1 @@
+"""Calls that are recorded, and played again from what was recorded."""
