@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
@@ -125,11 +125,15 @@ def sharded(policy: Policy, devices: Placed, team: Team) -> Shards | None:
     return sets.shards  # type: ignore[no-any-return]
 
 
-def held(policy: Policy) -> AbstractContextManager[None]:
-    """While a rollout is drawn: what is gathered for it stays, where the run asks for that."""
+@contextmanager
+def held(policy: Policy) -> Iterator[None]:
+    """While a rollout is drawn: what is gathered for it stays, where the run asks for that; also of other models that draw."""
     sets: Any = policy.sets
-    cut: Shards | None = sets.shards
-    return nullcontext() if cut is None or cut.devices.gathered == "block" else cut.held()
+    with ExitStack() as stack:
+        for cut in (sets.shards, *(other.shards for other in sets.others.values())):
+            if cut is not None and cut.devices.gathered == "rollout":
+                stack.enter_context(cut.held())
+        yield
 
 
 def refuse_alone(place: str | None, team: Team) -> None:
