@@ -14,7 +14,7 @@ SUMMARY = {"status": "finished", "steps": 40, "train_seconds": 185.2, "kl": 1.25
 ROWS = [(0, 0.2, 0.5), (10, 0.5, 0.9), (20, 0.7, 0.7), (30, 0.9, 0.3), (40, 0.95, 0.1)]
 
 
-def ended(folder, monkeypatch, rows=ROWS, **summary):
+def ended(folder, monkeypatch, rows=ROWS, scores=False, **summary):
     monkeypatch.chdir(folder)
     run = folder / "runs" / "mine"
     run.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def ended(folder, monkeypatch, rows=ROWS, **summary):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers))
     (run / "config.yaml").write_text(CONFIG)
     (run / "summary.json").write_text(json.dumps({**SUMMARY, **summary}))
-    return list(ending(run, {**SUMMARY, **summary}))
+    return list(ending(run, {**SUMMARY, **summary}, scores=scores))
 
 
 def test_what_was_gained_what_it_cost_where_it_is_and_what_next(tmp_path, monkeypatch):
@@ -32,6 +32,12 @@ def test_what_was_gained_what_it_cost_where_it_is_and_what_next(tmp_path, monkey
     assert cost == "cost:   3 min 05 s of training, KL 1.25 nats from where it began"
     assert (run, report) == (f"run:    {tmp_path / 'runs' / 'mine'}", f"report: {tmp_path / 'runs' / 'mine' / 'report.html'}")
     assert following == "next:   mmalign sample mine, mmalign export mine, mmalign report mine --open"
+
+
+def test_a_reward_model_is_no_sampler(tmp_path, monkeypatch):
+    *_, following = ended(tmp_path, monkeypatch, scores=True)
+    trained = f"rewards: {{learned: {{use: trained, run: {tmp_path / 'runs' / 'mine'}}}}}"
+    assert following == f"next:   {trained}, mmalign export mine, mmalign report mine --open"
 
 
 @pytest.mark.parametrize(("status", "words"), [("interrupted", "--resume"), ("learned nothing", "says why"), ("not finite", "says why")])

@@ -13,8 +13,11 @@ INDENT = " " * 8
 PLAIN = str.maketrans({"\N{RIGHTWARDS ARROW}": "->", "\N{MINUS SIGN}": "-", "\N{NO-BREAK SPACE}": " "})  # for any terminal's letters
 
 
-def ending(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
-    """Lines about a run in a folder, given its summary; on a terminal none is wider than it."""
+def ending(folder: Path, summary: Mapping[str, Any], *, scores: bool = False) -> Iterator[str]:
+    """Lines about a run in a folder, given its summary; on a terminal none is wider than it.
+
+    scores: whether it trained a reward model, which makes no samples.
+    """
     from mmalign.report import in_a_sentence
 
     page = folder / "report.html"
@@ -24,7 +27,8 @@ def ending(folder: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"run:    {folder}"
     yield f"report: {page}"
     name = folder.name if folder.parent == Path("runs").resolve() else str(folder)
-    yield f"next:   {_next(name, str(summary.get('status')))}"
+    use = f"rewards: {{learned: {{use: trained, run: {folder}}}}}" if scores else f"mmalign sample {name}"
+    yield f"next:   {_next(name, str(summary.get('status')), use)}"
 
 
 def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -36,9 +40,9 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"KL {kl:.3g} nats from where it began"
 
 
-def _next(name: str, status: str) -> str:
+def _next(name: str, status: str, use: str) -> str:
     if status == "interrupted":
         return "the same command with --resume"
     if status in ("learned nothing", "not finite"):
         return f"mmalign report {name} --open says why"
-    return f"mmalign sample {name}, mmalign export {name}, mmalign report {name} --open"
+    return f"{use}, mmalign export {name}, mmalign report {name} --open"

@@ -241,7 +241,8 @@ def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     folder = Path(run.path).resolve()
     page = folder / "report.html"
     if team.main:
-        lines = ending(folder, run.summary) if isinstance(run, Run) else (f"run:    {folder}", f"report: {page}")
+        said = (f"run:    {folder}", f"report: {page}")
+        lines = ending(folder, run.summary, scores=run.policy.kind == "score") if isinstance(run, Run) else said
         for line in lines:
             typer.echo(line)
     team.tell("told")  # a launcher ends all processes with the first that does not end with 0

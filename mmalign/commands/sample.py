@@ -64,7 +64,8 @@ def sample(
         evaluation = run.config.get("evaluation") or {}
         chosen = prompts or build_part(evaluation, "prompts") or build_part(run.config, "prompts")
         if not chosen:
-            raise UserError(f"prompts: {run.folder} names none (a run on records brings its own); takes --prompt")
+            whose = "a run on records brings its own, a reward model makes no outputs"
+            raise UserError(f"prompts: {run.folder} names none ({whose}); takes --prompt")
         wanted = contents(list(chosen))
         team_for(len(wanted), "prompts")
         team.agree("sample", [hashed(wanted), count, seed])
