@@ -11,13 +11,11 @@ import torch
 
 from mmalign.arguments.ranges import Count
 from mmalign.policies.pipelines import probing
-from mmalign.policies.pipelines.calling import Caller, one_line
+from mmalign.policies.pipelines.calling import REFUSED, Caller, one_line
 from mmalign.policies.pipelines.interception import Finished
 from mmalign.policies.pipelines.scheduler import Player
 from mmalign.types import UserError
 
-REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
-"""What pipelines, tokenizers and readers of pictures raise of a prompt that they cannot use."""
 LIST = ", or a pipeline that takes a list of generators, one for each row, as diffusers' randn_tensor does"
 
 
