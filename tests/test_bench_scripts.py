@@ -86,7 +86,7 @@ def test_the_plan_has_every_number_of_cards(script: Callable[[str], Any]) -> Non
     scaling = script("scaling")
     alone, many = (scaling.line(scaling.image(), cards) for cards in (1, 64))
     assert float(alone[4].replace(",", "")) == pytest.approx(64 * float(many[4]), rel=1e-3)
-    assert scaling.line(scaling.words_and_images(), 1)[2] == "does not fit"
+    assert scaling.line(scaling.words_and_images("its shards"), 1)[2] == "does not fit"
 
 
 def test_a_floor_notes_products_forwards_and_backwards(script: Callable[[str], Any]) -> None:

@@ -149,7 +149,7 @@ class DiffusersPolicy:
         key = f"references.{name}.policy"
         if not isinstance(other, DiffusersPolicy):
             raise UserError(f"{key}: got a {type(other).__name__}, takes one that diffusers makes, as the policy is")
-        own, theirs = self.first(examples), other.first(examples)
+        own, theirs = self.first(examples), reference_models.asked(key, other, examples)
         reference_models.refuse_times(key, own[:2], theirs[:2])
         reference_models.refuse_sampling(key, (self.kernel, self.window), other.settings, own)
         self.stand_for(name, other, own, theirs)

@@ -108,7 +108,7 @@ class ForwardPolicy:
             if (there := theirs[word]) != (here := own[word]):
                 raise UserError(f"{key}.{word}: is {there!r}, and the policy's {here!r}; takes the same, as both errors are compared")
         reference_models.refuse_times(f"{key}.of", self.schedule[:2], other.schedule[:2])
-        self.of.stand_for(name, other.of, self.of.first(examples), other.of.first(examples))
+        self.of.stand_for(name, other.of, self.of.first(examples), reference_models.asked(key, other.of, examples))
 
     def refusals(self, prompts: Sequence[Any]) -> dict[int, str]:
         """Place -> why, of prompts that the pipeline's call refuses. Errors: UserError for a call that denoises something besides, a sound

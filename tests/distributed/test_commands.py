@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +162,8 @@ def test_a_checkpoint_that_is_another_one_on_one_machine(here: Path) -> None:
 
 class Speaker:
     """Says yes to every other question; writes down what its process was asked."""
+
+    sets = SimpleNamespace(shards=None, others={})
 
     def __init__(self, file: Path, after: Callable[[int], None] = lambda asked: None):
         self.file, self.after, self.asked = file, after, 0

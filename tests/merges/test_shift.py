@@ -76,7 +76,7 @@ def test_only_the_rows_that_go_with_the_probe_are_moved_and_the_folder_is_the_mo
 
 
 def test_what_cannot_be_moved_is_said(tmp_path: Path) -> None:
-    same = [Pair("returns the", "value .", "value .", id="a")]
+    same = [Pair("returns the", "value .", "no .", id="a"), Pair("returns the", "no .", "value .", id="b")]
     for call, line in (
         (lambda: shift(policy(lora={"rank": 2}), PLAIN, out=tmp_path / "a"), r"policy\.lora: got an adapter"),
         (

@@ -469,6 +469,15 @@ def test_a_pipeline_of_another_path_or_other_latents_is_refused(settings, line):
         policy.refer("ref", diffusers(pipe, **{"steps": 4, "device": "cpu", **settings}), ["a 1"])
 
 
+def test_a_pipeline_that_refuses_its_call_is_one_line():
+    def conditions(prompts):
+        raise ValueError("no picture")
+
+    other = diffusers(digits(), steps=4, device="cpu", conditions=conditions)
+    with pytest.raises(UserError, match=r"references\.ref\.policy: DigitsPipeline refuses a call \(ValueError: no picture\); takes what"):
+        diffusers(digits(), steps=4, device="cpu").refer("ref", other, ["a 1"])
+
+
 def test_another_autoencoder_is_refused():
     from mmalign.policies.twins import pipelines
 

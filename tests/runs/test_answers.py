@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from mmalign.types import UserError
 
 class Speaker:
     """A policy that answers with its prompt's number and the seed."""
+
+    sets = SimpleNamespace(shards=None, others={})
 
     def using(self, name):
         from contextlib import nullcontext

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from mmalign.types import UserError
 
 class Painter:
     """Generates one-pixel images whose grey is their seed's number, and remembers how it was asked."""
+
+    sets = SimpleNamespace(shards=None, others={})
 
     def __init__(self) -> None:
         self.asked: list[Any] = []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from mmalign.types import Rollout, Steps, UserError
 
 class Looker:
     """Finds each word of an answer likelier by ``gain`` nats where it sees an image; padded to the longest, with rubbish behind."""
+
+    sets = SimpleNamespace(shards=None, others={})
 
     def __init__(self, gain=0.75):
         self.gain, self.batches = gain, []

@@ -10,7 +10,7 @@ import torch
 
 import mmalign as mm
 from mmalign.distributed.team import ALONE
-from mmalign.policies.transformers import TransformersPolicy
+from mmalign.policies.language.scoring import step_tables
 from mmalign.policies.twins import visions
 from mmalign.records import Pair
 from mmalign.runs import checkpoint
@@ -44,7 +44,7 @@ def column(run: Any, name: str) -> list[float]:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that references were asked about in each step."""
     counts, inside = list[int](), [False]
-    remember, whole = Learner.remember, TransformersPolicy._whole
+    remember, whole = Learner.remember, step_tables.log_probs
 
     def of_step(self: Any, *given: Any) -> None:
         counts.append(0)
@@ -52,12 +52,12 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         remember(self, *given)
         inside[0] = False
 
-    def of_rows(self: Any, rollout: Any, *given: Any) -> Any:
+    def of_rows(policy: Any, rollout: Any, *given: Any) -> Any:
         counts[-1:] = [counts[-1] + inside[0] * len(rollout)] if counts else []
-        return whole(self, rollout, *given)
+        return whole(policy, rollout, *given)
 
     monkeypatch.setattr(Learner, "remember", of_step)
-    monkeypatch.setattr(TransformersPolicy, "_whole", of_rows)
+    monkeypatch.setattr(step_tables, "log_probs", of_rows)
     return counts
 
 

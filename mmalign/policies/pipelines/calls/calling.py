@@ -28,6 +28,8 @@ SHOWN, DIGITS = 80, 9  # letters of a prompt in a message; of a class's number
 GUIDANCE = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # 1.0 switches classifier-free guidance off
 BESIDE = {"audio_guidance_scale": 1.0, "modality_scale": 1.0, "audio_modality_scale": 1.0, "stg_scale": 0.0, "audio_stg_scale": 0.0}
 """What switches off a call's other guidances: of the sound, of video and sound by each other, of blocks that are left out (LTX-2)."""
+REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
+"""What pipelines, tokenizers and readers of pictures raise of a prompt that they cannot use."""
 ALONE = "isolate_modalities"  # an argument of denoisers of several streams: whether each is denoised without the others
 
 

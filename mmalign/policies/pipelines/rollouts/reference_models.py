@@ -6,12 +6,14 @@ asked (its text encoders, its guidance) is its own affair.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmalign.distributed.messages import spread
+from mmalign.policies.pipelines.calls.calling import REFUSED, one_line
 from mmalign.policies.settings import Schedule
 from mmalign.samplers.windows import Window
 from mmalign.types import Kernel, Level, Prediction, UserError
@@ -27,6 +29,19 @@ class First(NamedTuple):
     levels: Level
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+def asked(key: str, other: Any, examples: Sequence[Any]) -> First:
+    """What another pipeline's call begins with, which is made once for that. Errors: UserError where it refuses the first of examples."""
+    try:
+        return other.first(examples)  # type: ignore[no-any-return]
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSED as error:
+        name = type(other.pipe).__name__
+        raise UserError(
+            f"{key}: {name} refuses a call ({one_line(error)}); takes what its call needs in its own call and conditions"
+        ) from error
 
 
 def refuse_latents(key: str, pipe: Any, other: Any, own: First, theirs: First) -> None:

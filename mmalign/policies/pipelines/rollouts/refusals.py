@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from mmalign.arguments.ranges import Count
-from mmalign.policies.pipelines.calls.calling import Caller, one_line
+from mmalign.policies.pipelines.calls.calling import REFUSED, Caller, one_line
 from mmalign.policies.pipelines.calls.interception import Finished
 from mmalign.policies.pipelines.calls.scheduler import Player
 from mmalign.policies.pipelines.rollouts import probing
@@ -18,8 +18,6 @@ from mmalign.types import UserError
 
 __all__: list[str] = []  # no policy
 
-REFUSED = (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError)
-"""What pipelines, tokenizers and readers of pictures raise of a prompt that they cannot use."""
 LIST = ", or a pipeline that takes a list of generators, one for each row, as diffusers' randn_tensor does"
 
 
