@@ -28,6 +28,9 @@ from mmalign.types import UserError, contents
 
 __all__ = ["shift"]
 
+ALIKE = 1e-9
+"""Weights of a probe up to here, in standard deviations of the states, are what rounding leaves of answers with the same ones."""
+
 
 class Probe(NamedTuple):
     """direction: ``[H]`` of length 1, from bad answers to good ones. right: the share of answers on their own side of it."""
@@ -145,7 +148,7 @@ def fitted_probe(policy: TransformersPolicy, records: Records | Sequence[Record]
         states.append(mean_states(policy.scorer, sequences(rollout.held, torch.arange(len(some)))).cpu())
     table, labels = torch.cat(states), torch.tensor([1.0, 0.0]).repeat(len(answers) // 2).double()
     direction = _regressed(table, labels)
-    if not bool(direction.isfinite().all()) or not float(direction.norm()) > 0:
+    if not float((direction * table.std(0)).norm()) > ALIKE:
         raise UserError("records: good and bad answers have the same states; takes pairs whose answers differ")
     side = table @ direction
     right = float(((side > side.mean()).double() == labels).double().mean())

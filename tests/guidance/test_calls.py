@@ -11,6 +11,7 @@ import torch
 
 import mmalign as mm
 from mmalign.guidance._calls import repeated, user_call
+from mmalign.policies.pipelines.calls.interception import Made
 from mmalign.policies.twins import pipelines
 from mmalign.rewards._shared.scorer import Scorer
 from mmalign.types import Prompt, UserError
@@ -69,13 +70,8 @@ def test_what_a_pipeline_refuses_is_one_line(videos):
 
 @pytest.mark.parametrize("way", ["noise_search", "reno"])
 def test_first_latents_that_cannot_be_put_are_one_line(videos, way, monkeypatch):
-    own = type(videos).prepare_latents
-
-    def changed(*args, **kwargs):
-        latents, mask = own(*args, **kwargs)
-        return latents.sin(), mask  # no number of it is one that was drawn
-
-    monkeypatch.setattr(type(videos), "prepare_latents", changed)
+    monkeypatch.setattr(Made, "place", lambda made, x: None)
+    monkeypatch.setattr(Made, "larger", lambda made, x: [])
     line = "its first latents are made inside its call, so that no others can be put there"
     with pytest.raises(UserError, match=f"^LTXImageToVideoPipeline: {line}$"):
         made(videos, "a seven moving left", torch.rand(1, 1, 32, 32), way)

@@ -54,6 +54,12 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
+def trained(run: Path) -> list[dict[str, Any]]:
+    """What a run learned with in each step. The KL is left out: without a reference in the method it is measured where a run ends, too,
+    which a run of fewer steps does earlier."""
+    return [{key: value for key, value in row.items() if key not in ("kl", "kl_step")} for row in rows(run) if row["phase"] == "train"]
+
+
 def path_distance(trained: gaussian.GaussianPolicy, best: gaussian.GaussianPolicy) -> float:
     """KL of one policy's whole path to another's, nats, exact: both are linear chains with the same noise."""
     stochastic = windows.all_but_last()(trained.num_steps, 0, torch.Generator())

@@ -14,7 +14,7 @@ from mmalign.needs import OLD
 from mmalign.samplers import kernels
 from mmalign.types import Behavior, Rollout, UserError
 from mmalign.worlds import gaussian
-from tests.helpers.small_run import LINEAR, online, policy, rows
+from tests.helpers.small_run import LINEAR, online, policy, rows, trained
 from tests.recipes.test_online import equal, kept
 
 GAMES: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def test_it_learns_and_resumes_to_the_last_bit(name: str, tmp_path: Path) -> Non
     straight = online(tmp_path / "straight", method=made(), **given)
     online(tmp_path / "parts", method=made(), **{**given, "steps": 7})
     parts = online(tmp_path / "parts", method=made(), **given, resume=True)
-    assert [row for row in rows(parts.path) if row["phase"] == "train"] == [row for row in rows(straight.path) if row["phase"] == "train"]
+    assert trained(parts.path) == trained(straight.path)
     assert equal(kept(parts.path, 20)[0], kept(straight.path, 20)[0])
     evaluations = [row["linear"] for row in rows(straight.path) if "linear" in row]
     assert evaluations[-1] > evaluations[0] + 0.2

@@ -15,7 +15,7 @@ from mmalign.types import Rollout, UserError
 from mmalign.worlds import gaussian
 from tests.distributed.test_every_method import PROMPTS, built, differences, varied
 from tests.helpers.processes import together
-from tests.helpers.small_run import LINEAR, method, online, policy, rows
+from tests.helpers.small_run import LINEAR, method, online, policy, rows, trained
 from tests.recipes.test_online import equal, kept
 
 STALE: dict[str, Any] = {"staleness": 1}
@@ -73,9 +73,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(more: dict[st
     straight = online(tmp_path / "straight", batch=STALE, **more)
     for steps in range(1, 7):
         parts = online(tmp_path / "parts", batch=STALE, steps=steps, resume=steps > 1, **more)
-    trained = [[row for row in rows(run.path) if row["phase"] == "train"] for run in (straight, parts)]
-    assert trained[0] == trained[1] and len(trained[0]) == 6
-    assert more is not RESAMPLED or 0 < sum(row["updates"] == 0 for row in trained[0]) < 6
+    assert trained(straight.path) == trained(parts.path) and len(trained(parts.path)) == 6
+    assert more is not RESAMPLED or 0 < sum(row["updates"] == 0 for row in trained(parts.path)) < 6
     assert equal(kept(parts.path, 6)[0], kept(straight.path, 6)[0])
     assert set(kept(straight.path, 6)[0]) == {"trained", "ref", "ema", "behind", "optimizer"}
 
