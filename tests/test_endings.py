@@ -22,6 +22,7 @@ def ended(folder, monkeypatch, rows=ROWS, **summary):
                for step, proxy, gold in rows]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers))
     (run / "config.yaml").write_text(CONFIG)
+    (run / "report.html").write_text("<html></html>")
     (run / "summary.json").write_text(json.dumps({**SUMMARY, **summary}))
     return list(ending(run, {**SUMMARY, **summary}))
 
@@ -32,6 +33,12 @@ def test_what_was_gained_what_it_cost_where_it_is_and_what_next(tmp_path, monkey
     assert cost == "cost:   3 min 05 s of training, KL 1.25 nats from where it began"
     assert (run, report) == (f"run:    {tmp_path / 'runs' / 'mine'}", f"report: {tmp_path / 'runs' / 'mine' / 'report.html'}")
     assert following == "next:   mmalign sample mine, mmalign export mine, mmalign report mine --open"
+
+
+def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "mine" / "report.html").mkdir(parents=True)
+    monkeypatch.setattr("pathlib.Path.write_text", lambda path, text: path.is_dir() or path.write_bytes(text.encode()))
+    assert [line.partition(":")[0] for line in ended(tmp_path, monkeypatch)] == ["found", "cost", "run", "next"]
 
 
 @pytest.mark.parametrize(("status", "words"), [("interrupted", "--resume"), ("learned nothing", "says why"), ("not finite", "says why")])
