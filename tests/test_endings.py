@@ -22,6 +22,7 @@ def ended(folder, monkeypatch, rows=ROWS, scores=False, **summary):
                for step, proxy, gold in rows]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers))
     (run / "config.yaml").write_text(CONFIG)
+    (run / "report.html").write_text("<html></html>")
     (run / "summary.json").write_text(json.dumps({**SUMMARY, **summary}))
     return list(ending(run, {**SUMMARY, **summary}, scores=scores))
 
@@ -38,6 +39,12 @@ def test_a_reward_model_is_no_sampler(tmp_path, monkeypatch):
     *_, following = ended(tmp_path, monkeypatch, scores=True)
     trained = f"rewards: {{learned: {{use: trained, run: {tmp_path / 'runs' / 'mine'}}}}}"
     assert following == f"next:   {trained}, mmalign export mine, mmalign report mine --open"
+
+
+def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "mine" / "report.html").mkdir(parents=True)
+    monkeypatch.setattr("pathlib.Path.write_text", lambda path, text: path.is_dir() or path.write_bytes(text.encode()))
+    assert [line.partition(":")[0] for line in ended(tmp_path, monkeypatch)] == ["found", "cost", "run", "next"]
 
 
 @pytest.mark.parametrize(("status", "words"), [("interrupted", "--resume"), ("learned nothing", "says why"), ("not finite", "says why")])

@@ -25,7 +25,8 @@ def ending(folder: Path, summary: Mapping[str, Any], *, scores: bool = False) ->
     yield textwrap.fill(found, shutil.get_terminal_size().columns, subsequent_indent=INDENT) if sys.stdout.isatty() else found
     yield f"cost:   {', '.join(_cost(summary))}"
     yield f"run:    {folder}"
-    yield f"report: {page}"
+    if page.is_file():  # a full disk has none, which was said
+        yield f"report: {page}"
     name = folder.name if folder.parent == Path("runs").resolve() else str(folder)
     use = f"rewards: {{learned: {{use: trained, run: {folder}}}}}" if scores else f"mmalign sample {name}"
     yield f"next:   {_next(name, str(summary.get('status')), use)}"

@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
 COLOURS = 6  # classes s0 .. s5 of the page
 MOST_POINTS = 300
+CLOSEST = 3e-3  # of the largest number of an axis, which its span is at least: labels of four figures tell ticks apart then
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,9 @@ def _padded(values: Sequence[float], *, pad: float) -> tuple[float, float]:
     if high - low < 1e-9 * max(1.0, abs(high)):
         half = 0.5 * max(abs(high), 1.0) if pad == 0 else 0.1 * max(abs(high), 0.1)
         return low - half, high + half
+    least = CLOSEST * max(abs(low), abs(high)) if pad else 0.0
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
     return low - pad * (high - low), high + pad * (high - low)
 
 
@@ -194,6 +198,8 @@ def _tick(value: float, marks: Sequence[float]) -> str:
     gap = min((b - a for a, b in pairwise(marks)), default=abs(value) or 1.0)
     if abs(value) < gap * 1e-6:
         return "0"
-    if abs(value) >= 1e5 or gap < 1e-4:
-        return short(value)
+    if abs(value) >= 1e5 or gap < 9e-5:
+        figures = math.ceil(math.log10(abs(value) / gap) - 1e-9)
+        mantissa, _, exponent = f"{value:.{figures}e}".partition("e")
+        return (short(value) if figures <= 1 else f"{mantissa}e{int(exponent)}").replace("-", "\N{MINUS SIGN}")
     return f"{value:.{max(0, -math.floor(math.log10(gap) + 1e-9))}f}".replace("-", "\N{MINUS SIGN}")

@@ -32,6 +32,27 @@ def test_damaged_files_give_records_broken_records_or_one_line():
     assert wrong == [] and sum(endings.values()) == 400 and min(endings.values()) > 20, endings
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", (json.dumps(ROW) + "\n").encode("utf-16") * 2, "is UTF-16, takes UTF-8"),
+        ("a.csv", "prompt,chosen,rejected\na,b,c\n".encode("utf-16"), "is UTF-16, takes UTF-8"),
+        ("b.csv", b"prompt;chosen;rejected\na;b;c\n", "parts its columns by ';', takes ','"),
+        ("c.csv", b"prompt\tchosen\trejected\na\tb\tc\n", r"parts its columns by '\\t', takes ','"),
+        ("d.tsv", b"prompt,chosen,rejected\na,b,c\n", "parts its columns by ',', takes ',' in .csv and a tab"),
+    ],
+)
+def test_what_spreadsheets_write_otherwise_is_said(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, says, lambda path: mm.data.texts(path).first(9))
+    refused(tmp_path / name, says, mm.data.prompts)
+
+
+def test_a_column_may_have_a_comma_in_its_name(tmp_path):
+    (tmp_path / "a.csv").write_text('"what, say"\n"a, b"\n', encoding="utf-8")
+    assert mm.data.prompts(str(tmp_path / "a.csv"), key="what, say") == ["a, b"]
+
+
 def test_damaged_files_of_arrow_are_no_other():
     endings, wrong = FUZZ["run"](60, FUZZ["ARROW"])
     assert wrong == [] and sum(endings.values()) == 60, endings

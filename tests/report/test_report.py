@@ -374,3 +374,12 @@ def test_pixels_that_stay_are_shown_and_no_alarm(tmp_path):
     parsed, _ = page(with_pixels(make_run(tmp_path), 0.31))
     assert "no over-optimisation seen" in parsed.text and "Pixels moved" not in parsed.text
     assert "0.30 → 0.31 (+0.2)" in parsed.text and "edges" in parsed.text
+
+
+@pytest.mark.parametrize("middle", [-0.12897, 0.9999, 1234.5, 3.1e-4])
+def test_ticks_of_numbers_that_are_nearly_alike_are_told_apart(middle):
+    line = [(0.0, middle), (1e-4, middle * (1 + 2e-5)), (3e-4, middle * (1 + 1e-4))]
+    svg = draw(Plot([Series("red", line, marks=True)], alt="", x_word="KL", steps=False))
+    labels = re.findall(r'text-anchor="end">([^<]+)</text>', svg)[:-1]
+    assert len(set(labels)) == len(labels) >= 2 and max(map(len, labels)) <= 8 and "-" not in "".join(labels), labels
+    assert all("e" not in label for label in labels) or abs(middle) < 1e-3

@@ -112,7 +112,15 @@ def _order(count: int, seed: int | None, part: int) -> list[int]:
 
 def _lines(file: Path, most: int) -> list[Block]:
     """JSON lines: the places of lines are found once, and a line is read when it is wanted."""
-    return [Block(file.name, lambda: _of_lines(file.read_bytes()), str(file))]
+    return [Block(file.name, lambda: _of_lines(_no_utf16(file)), str(file))]
+
+
+def _no_utf16(file: Path) -> bytes:
+    """What a file holds. Errors: UserError where it begins as UTF-16 does, whose lines and columns are elsewhere."""
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"records.path: {file} is UTF-16, takes UTF-8 (iconv -f utf-16 -t utf-8)")
+    return content
 
 
 def _of_lines(content: bytes) -> tuple[int, Callable[[int], Row]]:
@@ -122,7 +130,7 @@ def _of_lines(content: bytes) -> tuple[int, Callable[[int], Row]]:
 
 def numbered_lines(file: Path) -> Iterator[tuple[int, Row | Broken]]:
     """(number of the line from 1, its object or what is wrong with it) of every line of JSON that says something."""
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(_no_utf16(file).split(b"\n"), start=1):
         if line.strip():
             try:
                 yield number, _mapping(parsed(line))
@@ -161,7 +169,7 @@ def _tsv(file: Path, most: int) -> list[Block]:
 def _of_csv(file: Path, between: str) -> tuple[int, Callable[[int], Row]]:
     """Rows of as many fields as the header has, fields of any length; others are broken, and so is a quote that nothing closes."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = _no_utf16(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         old = error.object[error.start : error.start + 1].decode("cp1252", errors="replace")
         raise UserError(
@@ -180,6 +188,8 @@ def _of_csv(file: Path, between: str) -> tuple[int, Callable[[int], Row]]:
     header = rows.pop(0) if rows else []
     if isinstance(header, Broken):
         raise UserError(f"records.path: {file}: {header}")
+    if len(header) == 1 and (other := next((mark for mark in ";\t|," if mark != between and mark in header[0]), "")):
+        raise UserError(f"records.path: {file} parts its columns by {other!r}, takes ',' in .csv and a tab in .tsv")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"records.path: {file} has two columns {excerpt(twice[0])}, takes one of a name")
 
