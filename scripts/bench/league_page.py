@@ -118,7 +118,8 @@ def of_world(name: str, world: Any, lines: Sequence[Line], published: str, kinds
         f"\n## {name}\n",
         f"Budget {thousands(world.budget)} rows of the denoiser; the base has gold {base['gold']:.3f}, proxy {base['proxy']:.3f}"
         + "".join(f", {key} {base[key]:.3f}" for key in beside)
-        + f". Rates {' and '.join(shortly(rate) for rate in world.rates)} were tried.\n",
+        + f". Rates {' and '.join(shortly(rate) for rate in world.rates)} were tried"
+        + (".\n" if world.values > 1 else ", with one value of each knob.\n"),
         *verdicts(order, published, world),
         f"\n![gold over rows](league_{name}.svg)\n",
         f"| method | family | rows to gold {world.target:.2f} | seeds there | of {published}'s rows | gold at the end | best gold |",
