@@ -136,12 +136,11 @@ def probe_alone(policy: Any, rollout: Any) -> float:
 def own(pipe: Any, call: dict[str, Any], rows: int) -> float:
     """The greatest difference between a probe and the pipeline's own step at the same latent and time, guidance off, relative."""
     from mmalign.policies.diffusers import diffusers as make
-    from mmalign.policies.pipelines.calls.calling import GUIDANCE
+    from mmalign.policies.pipelines.calls.calling import unguided
 
     words = prompts(type(pipe).__name__)[:1]
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    alone = pipe.components.get("transformer_2") is None
-    off = {key: 1.0 for key in GUIDANCE if key in takes and not (alone and key.endswith("_2"))}
+    off = unguided(takes, 1 if pipe.components.get("transformer_2") is None else 2)
     policy = make(pipe, call={**call, **off}, device="cpu", schedule=Schedule(steps=4), memory=Memory(rows_at_once=rows))
     rollout = policy.sample(words, 1, torch.Generator().manual_seed(0))
     times, levels = policy.schedule()
