@@ -14,7 +14,7 @@ SUMMARY = {"status": "finished", "steps": 40, "train_seconds": 185.2, "kl": 1.25
 ROWS = [(0, 0.2, 0.5), (10, 0.5, 0.9), (20, 0.7, 0.7), (30, 0.9, 0.3), (40, 0.95, 0.1)]
 
 
-def ended(folder, monkeypatch, rows=ROWS, scores=False, **summary):
+def ended(folder, monkeypatch, rows=ROWS, scores=False, exports=True, **summary):
     monkeypatch.chdir(folder)
     run = folder / "runs" / "mine"
     run.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def ended(folder, monkeypatch, rows=ROWS, scores=False, **summary):
     (run / "config.yaml").write_text(CONFIG)
     (run / "report.html").write_text("<html></html>")
     (run / "summary.json").write_text(json.dumps({**SUMMARY, **summary}))
-    return list(ending(run, {**SUMMARY, **summary}, scores=scores))
+    return list(ending(run, {**SUMMARY, **summary}, scores=scores, exports=exports))
 
 
 def test_what_was_gained_what_it_cost_where_it_is_and_what_next(tmp_path, monkeypatch):
@@ -39,6 +39,11 @@ def test_a_reward_model_is_no_sampler(tmp_path, monkeypatch):
     *_, following = ended(tmp_path, monkeypatch, scores=True)
     trained = f"rewards: {{learned: {{use: trained, run: {tmp_path / 'runs' / 'mine'}}}}}"
     assert following == f"next:   {trained}, mmalign export mine, mmalign report mine --open"
+
+
+def test_what_no_other_library_loads_is_not_to_be_exported(tmp_path, monkeypatch):
+    *_, following = ended(tmp_path, monkeypatch, exports=False)
+    assert following == "next:   mmalign sample mine, mmalign report mine --open"
 
 
 def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch):

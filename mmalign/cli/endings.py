@@ -13,10 +13,10 @@ INDENT = " " * 8
 PLAIN = str.maketrans({"\N{RIGHTWARDS ARROW}": "->", "\N{MINUS SIGN}": "-", "\N{NO-BREAK SPACE}": " "})  # for any terminal's letters
 
 
-def ending(folder: Path, summary: Mapping[str, Any], *, scores: bool = False) -> Iterator[str]:
+def ending(folder: Path, summary: Mapping[str, Any], *, scores: bool = False, exports: bool = True) -> Iterator[str]:
     """Lines about a run in a folder, given its summary; on a terminal none is wider than it.
 
-    scores: whether it trained a reward model, which makes no samples.
+    scores: whether it trained a reward model, which makes no samples. exports: whether there is something for other libraries in it.
     """
     from mmalign.report import in_a_sentence
 
@@ -29,7 +29,8 @@ def ending(folder: Path, summary: Mapping[str, Any], *, scores: bool = False) ->
         yield f"report: {page}"
     name = folder.name if folder.parent == Path("runs").resolve() else str(folder)
     use = f"rewards: {{learned: {{use: trained, run: {folder}}}}}" if scores else f"mmalign sample {name}"
-    yield f"next:   {_next(name, str(summary.get('status')), use)}"
+    offers = [use, *([f"mmalign export {name}"] if exports else []), f"mmalign report {name} --open"]
+    yield f"next:   {_next(name, str(summary.get('status')), ', '.join(offers))}"
 
 
 def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -41,9 +42,9 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"KL {kl:.3g} nats from where it began"
 
 
-def _next(name: str, status: str, use: str) -> str:
+def _next(name: str, status: str, offers: str) -> str:
     if status == "interrupted":
         return "the same command with --resume"
     if status in ("learned nothing", "not finite"):
         return f"mmalign report {name} --open says why"
-    return f"{use}, mmalign export {name}, mmalign report {name} --open"
+    return offers

@@ -242,7 +242,7 @@ def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     page = folder / "report.html"
     if team.main:
         said = (f"run:    {folder}", f"report: {page}")
-        lines = ending(folder, run.summary, scores=run.policy.kind == "score") if isinstance(run, Run) else said
+        lines = ending(folder, run.summary, **_made(run.policy)) if isinstance(run, Run) else said
         for line in lines:
             typer.echo(line)
     team.tell("told")  # a launcher ends all processes with the first that does not end with 0
@@ -251,6 +251,14 @@ def train_config(node: dict[str, Any], *, resume: bool = False) -> Path | None:
     if isinstance(run, Run) and run.summary.get("status") in ("learned nothing", "stopped learning", "not finite"):
         raise typer.Exit(1)
     return page
+
+
+def _made(policy: Any) -> dict[str, bool]:
+    """What ``ending`` wants to know of what was trained."""
+    from mmalign.commands.export import inner
+
+    scores = policy.kind == "score"
+    return {"scores": scores, "exports": scores or inner(policy) is not None}
 
 
 def _refuse_mistakes(node: Mapping[str, Any]) -> None:
