@@ -54,6 +54,7 @@ BAD = [
     (lambda o, p: [1.0, "0.5", "0.7"], r"reward r: returned '0\.5' as a score, takes numbers, and NaN or None for a missing one"),
     (lambda o, p: [1.0, None, {"score": 1}], r"reward r: returned {'score': 1} as a score, takes numbers"),
     (lambda o, p: (1.0, b"2", 3.0), r"reward r: returned b'2' as a score, takes numbers"),
+    (lambda o, p: (torch.zeros(3), {"strict": 1}), r"reward r: returned a tuple of scores and a dict, .*; takes the scores alone"),
     (lambda o, p: [None, None], r"reward r: returned shape \[2\], takes \[3\]"),
     (lambda o, p: {"x": torch.zeros(3, 3)}, r"reward r/x: returned shape \[3, 3\]"),
     (lambda o, p: -o[:, 0] / 0, "reward r: returned an infinite score"),

@@ -237,6 +237,8 @@ def answer_of(
 
 def _checked(who: str, value: Any, rows: int, *, drop: bool = False) -> Tensor:
     if not isinstance(value, Tensor):
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+            raise UserError(f"{who}: returned a tuple of scores and a dict, as flow_grpo's rewards do; takes the scores alone")
         if isinstance(value, (list, tuple)):  # None is how other trainers' rewards say that there is no score
             value = [float("nan") if one is None else one for one in value]
             if odd := [one for one in value if isinstance(one, (str, bytes, Mapping))]:
