@@ -64,7 +64,7 @@ def _cut(policy: Distilled, held: Trajectories, column: int, whole: Tensor, clea
     Errors: UserError for another shape than that of the samples, chunk by chunk or whole.
     """
     cut, behind = (None, None) if held.chunks == 1 else (policy.cut, held.behind(column))
-    got, takes = list(whole.shape[1:]), list(clean.shape[1:] if cut is None else cut.shape)
+    got, takes = list(whole.shape), [len(clean), *(clean.shape[1:] if cut is None else cut.shape)]
     if got != takes:
         raise UserError(f"records: got rows whose latents are {got}, and those of samples are {takes}; takes the size of the samples")
     if cut is None:
