@@ -143,7 +143,7 @@ def test_a_fake_learns_a_chunk_past_those_before_it(policy):
         target = (noised["hidden_states"] - clean) / sigma
         wanted = -0.5 * (policy.denoiser(**{**call, **noised})[0] - target).double().square().sum()
     torch.testing.assert_close(bound.squeeze().detach(), wanted, rtol=1e-4, atol=0)
-    with pytest.raises(UserError, match=r"are \[4, 2, 4, 4\], and those of samples are \[4, 5, 4, 4\]; takes the size of the samples"):
+    with pytest.raises(UserError, match=r"are \[2, 4, 2, 4, 4\], and those of samples are \[2, 4, 5, 4, 4\]; takes the size"):
         policy.noised(rollout, column, Noising(), seeds, rows_at_once=1, given=(["a"] * 2, torch.zeros(2, 5, 3, 32, 32)))
 
 
