@@ -169,7 +169,7 @@ def test_the_limit_of_the_process_stays(tmp_path, limit):
     ("content", "match"),
     [
         ("prompt,chosen,rejected\np,it’s,b\n".encode("cp1252"), r"a.csv is not UTF-8 \(byte 27; in cp1252 it would be '’'\)"),
-        ("prompt,chosen,rejected\np,a,b\n".encode("utf-16"), "a.csv is not UTF-8"),
+        ("prompt,chosen,rejected\np,a,b\n".encode("utf-16"), "a.csv is UTF-16, takes UTF-8"),
         (b"prompt,prompt\na,b\n", "has two columns 'prompt', takes one of a name"),
         (b"prompt,chosen,rejected\np,a\n", "2 fields, the header has 3"),
         (b"prompt,chosen,rejected\np,a,b,c\n", "4 fields, the header has 3"),
