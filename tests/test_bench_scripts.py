@@ -82,6 +82,14 @@ def test_large_shapes_with_two_layers(name: str, script: Callable[[str], Any]) -
     assert measured["things"] == (2 if name in gpu.GENERATORS else 6)
 
 
+def test_scores_beside_the_rollout_are_those_behind_it(script: Callable[[str], Any]) -> None:
+    overlap = script("overlap")
+    model = overlap.policy()
+    rollout = model.sample([f"{number} + {number + 1} =" for number in range(overlap.PROMPTS)], overlap.GROUP, torch.Generator())
+    behind, beside = (overlap.sampled(overlap.Waits(rollout, 0.0), 0.0, parts, threaded=parts > 1) for parts in (1, 4))
+    assert torch.equal(behind.scores.named["sleeps"], beside.scores.named["sleeps"])
+
+
 def test_the_plan_has_every_number_of_cards(script: Callable[[str], Any]) -> None:
     scaling = script("scaling")
     alone, many = (scaling.line(scaling.image(), cards) for cards in (1, 64))

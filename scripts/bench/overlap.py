@@ -19,6 +19,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ def policy() -> Any:
 
 class Waits:
     """A policy whose rollout is there already, and takes its time all the same: so many seconds for a row."""
+
+    sets = SimpleNamespace(shards=None, others={})  # in no shards
 
     def __init__(self, rollout: Rollout, seconds: float):
         self.rollout, self.seconds = rollout, seconds
